@@ -1,0 +1,303 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Bounds of a check's cost.
+const (
+	MinCost = 1
+	MaxCost = 10_000
+)
+
+// Check is one question: may this presented key do this request? Build it with
+// what the caller sent; SetRequest fills what follows from method and path.
+type Check struct {
+	Caller    *Caller
+	Presented Presented
+	// Method and Path are the client's, or both empty. HEAD is GET.
+	Method string
+	Path   string
+	// Segments is the path split and decoded; nil when there is none or it is ambiguous.
+	Segments  []string
+	Ambiguous bool
+	// Action is a scope's name or empty. With method and path both must pass.
+	Action string
+	// Environment narrows; empty means whatever the key's is.
+	Environment Environment
+	Resource    Resource
+	// ClientIP is the end client's address, unmapped and without zone; the zero Addr is unknown.
+	ClientIP netip.Addr
+	// Browser tells that the request came from a browser.
+	Browser bool
+	// Cost is between MinCost and MaxCost.
+	Cost int
+	// Stale is set by Checker: the key's record has not been confirmed for a while.
+	Stale bool
+}
+
+// Resource is what the request is about, as far as the caller knows. Empty means unknown.
+type Resource struct {
+	Type, ID     string
+	Organization string
+}
+
+// SetRequest sets method and path and what follows from them.
+func (c *Check) SetRequest(method, path string) {
+	if method == "HEAD" {
+		method = "GET"
+	}
+	c.Method, c.Path = method, path
+	c.Segments, c.Ambiguous = SplitPath(path)
+}
+
+// NormalizeAddr reads an address as apps have it: with or without a port, with a
+// zone, or IPv4 in IPv6. What is not an address is the zero Addr, which passes no
+// fence.
+func NormalizeAddr(s string) netip.Addr {
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		withPort, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return netip.Addr{}
+		}
+		addr = withPort.Addr()
+	}
+	return addr.Unmap().WithZone("")
+}
+
+// Presented is what a client presented as its key. The zero Presented is a missing key.
+type Presented struct {
+	state presentedState
+	hash  SecretHash
+}
+
+type presentedState int
+
+const (
+	presentedNothing presentedState = iota
+	presentedMalformed
+	presentedHash
+)
+
+// PresentSecret takes the text that the client sent, "" for none. A text that is
+// not one of ours is malformed, and is never looked up.
+func PresentSecret(f KeyFormat, text string) Presented {
+	if text == "" {
+		return Presented{}
+	}
+	if _, ok := f.Accepts(text); !ok {
+		return Presented{state: presentedMalformed}
+	}
+	return Presented{state: presentedHash, hash: NewSecret(text).Hash()}
+}
+
+// PresentHash takes the SHA-256 of what the client sent.
+func PresentHash(h SecretHash) Presented { return Presented{state: presentedHash, hash: h} }
+
+// CheckerOptions are what a Checker needs and how it speaks to end clients.
+type CheckerOptions struct {
+	Keys    KeyReader
+	Policy  PolicyEvaluator
+	Limiter Limiter
+	Clock   Clock
+	// Realm is named in challenges; default "api". Printable ASCII without quotes.
+	Realm string
+	// Opaque401 gives one and the same 401 to the end client for all reasons.
+	Opaque401 bool
+}
+
+// Checker decides checks. This is the only place where their order stands. It is
+// safe for concurrent use.
+type Checker struct {
+	keys      KeyReader
+	policy    PolicyEvaluator
+	limiter   Limiter
+	clock     Clock
+	realm     string
+	opaque401 bool
+}
+
+// NewChecker returns a Checker, or an error when a part is missing.
+func NewChecker(o CheckerOptions) (*Checker, error) {
+	if o.Keys == nil || o.Policy == nil || o.Limiter == nil || o.Clock == nil {
+		return nil, errors.New("a checker needs keys, policy, limiter and clock")
+	}
+	if o.Realm == "" {
+		o.Realm = "api"
+	}
+	for i := range len(o.Realm) {
+		if c := o.Realm[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return nil, errors.New("realm must be printable ASCII without quotes and backslashes")
+		}
+	}
+	return &Checker{o.Keys, o.Policy, o.Limiter, o.Clock, o.Realm, o.Opaque401}, nil
+}
+
+// Check decides q, in the order of the contract: the secret's form, look-up, the
+// key's state, policy, limits. It sets q.Stale and changes nothing else of q.
+//
+// The one error is of KindInvalid: the question itself cannot be answered
+// (cost_exceeds_burst). Everything else, also what could not be decided, is a
+// Decision. It does not stop when ctx is cancelled: a client that leaves must not
+// cost a connection, and every part has a deadline of its own.
+func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
+	ctx = context.WithoutCancel(ctx)
+	now := c.clock.Now()
+	d := &Decision{ID: NewID[decisionKind](now), at: now}
+
+	switch q.Presented.state {
+	case presentedHash:
+	case presentedMalformed:
+		return c.finish(d.deny(CodeKeyMalformed, "The API key does not have the form of a key.")), nil
+	default:
+		return c.finish(d.deny(CodeKeyMissing, "No API key was presented.")), nil
+	}
+
+	found, err := c.keys.FindKey(ctx, q.Presented.hash)
+	if err != nil {
+		d.Degraded.Store = true
+		return c.finish(d.undecided("The key could not be looked up.", err)), nil
+	}
+	d.Degraded.Store = found.Degraded
+	if found.Key == nil || found.Secret == nil {
+		return c.finish(d.deny(CodeKeyUnknown, "No key has this secret.")), nil
+	}
+	d.Key, d.Secret = found.Key, found.Secret
+	if code, message := keyState(found.Key, found.Secret, now); code != "" {
+		return c.finish(d.deny(code, message)), nil
+	}
+	d.warnOfExpiry(now)
+
+	q.Stale = found.Stale
+	verdict, err := c.policy.Evaluate(ctx, found.Key, q)
+	d.PolicyRevision = verdict.Revision
+	if err != nil {
+		return c.finish(d.undecided("The policy did not decide.", err)), nil
+	}
+	if err := d.take(verdict); err != nil {
+		return c.finish(d.undecided("The policy's answer is not a decision.", err)), nil
+	}
+	if d.Code.fence() {
+		return c.finish(d), nil
+	}
+	if err := c.charge(ctx, d, q, verdict.Limits); err != nil {
+		return nil, err
+	}
+	return c.finish(d), nil
+}
+
+// keyState returns why a known key is denied before policy is asked, or "".
+func keyState(k *Key, s *KeySecret, now time.Time) (Code, string) {
+	switch {
+	case !k.RevokedAt.IsZero():
+		return CodeKeyRevoked, "The key was revoked at " + timestamp(k.RevokedAt) + "."
+	case !s.RevokedAt.IsZero():
+		return CodeKeyRevoked, "This secret of the key was revoked at " + timestamp(s.RevokedAt) + "."
+	case ended(k.ExpiresAt, now):
+		return CodeKeyExpired, "The key expired at " + timestamp(k.ExpiresAt) + "."
+	case ended(s.ExpiresAt, now):
+		return CodeKeyExpired, "This secret of the key expired at " + timestamp(s.ExpiresAt) + "."
+	case k.Disabled:
+		return CodeKeyDisabled, "The key is disabled."
+	case k.Organization == nil:
+		return CodeKeyUnknown, "The key belongs to no organization."
+	case k.Organization.Suspended:
+		return CodeOrganizationSuspended, "The organization is suspended."
+	}
+	return "", ""
+}
+
+func ended(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// take carries a verdict over into the decision, or says why it is none. An allow
+// that gives reasons or lacks scopes contradicts itself, and doubt denies.
+func (d *Decision) take(v Verdict) error {
+	d.Required, d.Missing, d.Route = v.Required, v.Missing, v.Route
+	for _, r := range v.Reasons {
+		if r.Code.reserved() || r.Message == "" {
+			return fmt.Errorf("policy gave the reason %q, which is not a policy's to give or has no message", r.Code)
+		}
+	}
+	if v.Allow {
+		if len(v.Reasons) > 0 || len(v.Missing) > 0 {
+			return errors.New("policy allowed and gave reasons against it")
+		}
+		d.Allow, d.Code, d.Status = true, CodeAllowed, CodeAllowed.Status()
+		return nil
+	}
+	d.Reasons = slices.Clone(v.Reasons)
+	if len(d.Reasons) == 0 {
+		d.Reasons = []Reason{{Code: CodePolicyDenied, Message: "The policy denies this request."}}
+	}
+	slices.SortStableFunc(d.Reasons, func(a, b Reason) int { return a.Code.policyRank() - b.Code.policyRank() })
+	first := d.Reasons[0]
+	d.Code = first.Code
+	if d.Code.policyRank() == CodePolicyDenied.policyRank() {
+		d.Code = CodePolicyDenied
+	}
+	d.Status = d.Code.Status()
+	if d.Code == CodeUnknownRoute && first.Status == 404 {
+		d.Status = 404
+	}
+	return nil
+}
+
+// charge asks the limits in their order and stops at the first refusal. It turns
+// the decision into rate_limited or unavailable; the error is the question's own.
+func (c *Checker) charge(ctx context.Context, d *Decision, q *Check, limits []Limit) error {
+	if len(limits) == 1 && limits[0].Name == Unlimited {
+		return nil
+	}
+	if len(limits) == 0 {
+		d.undecided("The policy gave no limit.", errors.New("policy gave no limit"))
+		return nil
+	}
+	if q.Cost < MinCost || q.Cost > MaxCost {
+		return &Error{Kind: KindInvalid, Code: "out_of_range", Pointer: "/cost", Message: "cost must be between 1 and 10000"}
+	}
+	for _, l := range limits {
+		if err := l.Validate(); err != nil {
+			d.undecided("The policy gave an invalid limit.", err)
+			return nil
+		}
+		if q.Cost*l.Cost > l.Burst {
+			return &Error{
+				Kind: KindInvalid, Code: "cost_exceeds_burst", Pointer: "/cost",
+				Message: fmt.Sprintf("limit %q holds at most %d units; a check of this cost could never pass", l.Name, l.Burst),
+			}
+		}
+	}
+	for _, l := range limits {
+		charge, err := c.limiter.Charge(ctx, d.Key, l, q.Cost*l.Cost)
+		if err != nil {
+			d.Degraded.Limiter = true
+			d.undecided("The rate limit could not be counted.", err)
+			return nil
+		}
+		if charge.Mode != LimiterExact {
+			d.Degraded.Limiter = true
+		}
+		report := newRateLimit(l, charge, d.at)
+		if !charge.Allowed {
+			d.RateLimit = report
+			if charge.Mode == LimiterClosed {
+				d.undecided("The rate limit could not be counted.", errors.New("limiter is closed while its server is away"))
+				return nil
+			}
+			d.limited(report)
+			return nil
+		}
+		if d.RateLimit == nil || report.Remaining < d.RateLimit.Remaining {
+			d.RateLimit = report
+		}
+	}
+	return nil
+}
+
+func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
