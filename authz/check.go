@@ -149,7 +149,7 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 	ctx = context.WithoutCancel(ctx)
 	now := c.clock.Now()
-	d := &Decision{ID: NewID[decisionKind](now), at: now}
+	d := &Decision{ID: newID[decisionKind](now), at: now}
 
 	switch q.Presented.state {
 	case presentedHash:

@@ -64,9 +64,9 @@ const (
 // errID is what ParseID says; it never repeats the text it was given.
 var errID = errors.New("not an id of this kind") //nolint:gochecknoglobals // a sentinel
 
-// NewID makes an id from the given time (its first 48 bits, in milliseconds) and
+// newID makes an id from the given time (its first 48 bits, in milliseconds) and
 // 74 random bits of crypto/rand, as RFC 9562 §5.7 says for UUIDv7.
-func NewID[K IDKind](now time.Time) ID[K] {
+func newID[K IDKind](now time.Time) ID[K] {
 	var id ID[K]
 	_, _ = rand.Read(id.uuid[6:]) // documented never to fail
 	ms := uint64(max(now.UnixMilli(), 0))
@@ -76,6 +76,21 @@ func NewID[K IDKind](now time.Time) ID[K] {
 	id.uuid[8] = 0x80 | id.uuid[8]&0x3f
 	return id
 }
+
+// NewOrganizationID makes an organization's id.
+func NewOrganizationID(now time.Time) OrganizationID { return newID[organizationKind](now) }
+
+// NewKeyID makes a key's id.
+func NewKeyID(now time.Time) KeyID { return newID[keyKind](now) }
+
+// NewSecretID makes the id of a key's secret or of a token.
+func NewSecretID(now time.Time) SecretID { return newID[secretKind](now) }
+
+// NewCallerID makes a caller's id.
+func NewCallerID(now time.Time) CallerID { return newID[callerKind](now) }
+
+// NewAdminID makes an admin's id.
+func NewAdminID(now time.Time) AdminID { return newID[adminKind](now) }
 
 // ParseID reads an id in its only spelling: its own prefix, lower case, 26 characters.
 func ParseID[K IDKind](s string) (ID[K], error) {
