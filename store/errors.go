@@ -1,0 +1,61 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"github.com/lib/pq"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// translate turns a driver's error into one of ours at the edge: a server that is
+// away or stuck is KindUnavailable, everything else is a wrapped fault. A
+// Postgres message may quote a row's values; only its code and name go on.
+func translate(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var server *pq.Error
+	if errors.As(err, &server) {
+		class := string(server.Code.Class())
+		clean := fmt.Errorf("%s: Postgres says %s (%s)", doing, server.Code.Name(), server.Code)
+		switch class {
+		case "08", "53", "57", "58": // connection, resources, operator, system
+			return authz.Unavailable(doing, clean)
+		case "28", "3D": // credentials, database name: no retry helps, but it cannot be decided either
+			return authz.Unavailable(doing, clean)
+		}
+		if server.Constraint != "" {
+			return &ConstraintError{Constraint: server.Constraint, doing: doing}
+		}
+		return clean
+	}
+	var network net.Error
+	if errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, net.ErrClosed) {
+		return authz.Unavailable(doing, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// ConstraintError says that a change would break a rule of the schema.
+type ConstraintError struct {
+	// Constraint is the constraint's or unique index' name.
+	Constraint string
+	doing      string
+}
+
+// Error implements error.
+func (e *ConstraintError) Error() string { return e.doing + ": would break " + e.Constraint }
+
+func isUndefinedTable(err error) bool {
+	var server *pq.Error
+	return errors.As(err, &server) && server.Code == "42P01"
+}

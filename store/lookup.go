@@ -1,0 +1,194 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+const (
+	// maxLookupDigests bounds one statement.
+	maxLookupDigests = 256
+	// maxLookupWaiting bounds the digests that wait for the next statements.
+	maxLookupWaiting = 65_536
+	// lookupSpacing is the least time between the starts of two statements: 200 a second.
+	lookupSpacing = 5 * time.Millisecond
+	// lookupBudget bounds how long a check waits for its look-up.
+	lookupBudget = 100 * time.Millisecond
+	// lookupAttempts bounds how often a look-up is repeated because a change overtook it.
+	lookupAttempts = 5
+)
+
+var (
+	errLookupFull    = errors.New("too many look-ups are waiting")                            //nolint:gochecknoglobals // a sentinel
+	errLookupTimeout = errors.New("the look-up took too long")                                //nolint:gochecknoglobals // a sentinel
+	errOvertaken     = errors.New("changes kept overtaking the look-up")                      //nolint:gochecknoglobals // a sentinel
+	errStoreClosed   = errors.New("the store is closed")                                      //nolint:gochecknoglobals // a sentinel
+	errNoContact     = errors.New("no contact with Postgres for longer than the stale limit") //nolint:gochecknoglobals // a sentinel
+)
+
+// lookups coalesces misses: one statement is in flight, the next carries everyone
+// who waits. Safe for concurrent use.
+type lookups struct {
+	db    *sqlx.DB
+	cache *keyCache
+
+	mu      sync.Mutex
+	waiting map[authz.Digest]*waiter
+	order   []authz.Digest
+	flying  map[authz.Digest]*waiter
+	running bool
+	closed  bool
+	stop    chan struct{}
+	done    sync.WaitGroup
+}
+
+// waiter is what all who ask for one digest wait for. entry and err are set before ready is closed.
+type waiter struct {
+	ready chan struct{}
+	entry *cachedKey
+	err   error
+}
+
+func newLookups(db *sqlx.DB, cache *keyCache) *lookups {
+	return &lookups{
+		db: db, cache: cache, waiting: make(map[authz.Digest]*waiter), stop: make(chan struct{}),
+	}
+}
+
+// find reads one digest, together with whoever else asks.
+func (l *lookups) find(ctx context.Context, d authz.Digest) (*cachedKey, error) {
+	w, err := l.join(d)
+	if err != nil {
+		return nil, authz.Unavailable("look up a key", err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, lookupBudget, errLookupTimeout)
+	defer cancel()
+	select {
+	case <-w.ready:
+		return w.entry, w.err
+	case <-ctx.Done():
+		return nil, authz.Unavailable("look up a key", context.Cause(ctx))
+	}
+}
+
+func (l *lookups) join(d authz.Digest) (*waiter, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errStoreClosed
+	}
+	if w := l.waiting[d]; w != nil {
+		return w, nil
+	}
+	if w := l.flying[d]; w != nil {
+		return w, nil
+	}
+	if len(l.waiting) >= maxLookupWaiting {
+		return nil, errLookupFull
+	}
+	w := &waiter{ready: make(chan struct{})}
+	l.waiting[d] = w
+	l.order = append(l.order, d)
+	if !l.running {
+		l.running = true
+		l.done.Add(1)
+		go l.run()
+	}
+	return w, nil
+}
+
+// run works until nobody waits.
+func (l *lookups) run() {
+	defer l.done.Done()
+	for {
+		started := time.Now()
+		batch := l.take()
+		if batch == nil {
+			return
+		}
+		l.serve(batch)
+		pause := time.NewTimer(lookupSpacing - time.Since(started))
+		select {
+		case <-pause.C:
+		case <-l.stop:
+			pause.Stop()
+		}
+	}
+}
+
+// take moves the longest waiting digests into flight, or ends the run.
+func (l *lookups) take() []authz.Digest {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flying = nil
+	if len(l.order) == 0 {
+		l.running = false
+		l.order = nil
+		return nil
+	}
+	n := min(len(l.order), maxLookupDigests)
+	batch := l.order[:n:n]
+	l.order = l.order[n:]
+	l.flying = make(map[authz.Digest]*waiter, n)
+	for _, d := range batch {
+		l.flying[d] = l.waiting[d]
+		delete(l.waiting, d)
+	}
+	return batch
+}
+
+// serve answers everyone in flight.
+func (l *lookups) serve(batch []authz.Digest) {
+	var err error
+	for range lookupAttempts {
+		var found map[authz.Digest]*cachedKey
+		if found, err = l.read(batch); err != nil {
+			break
+		}
+		var overtaken []authz.Digest
+		for _, d := range batch {
+			if e := found[d]; l.cache.put(d, e) {
+				l.answer(d, e, nil)
+			} else {
+				overtaken = append(overtaken, d)
+			}
+		}
+		if batch = overtaken; len(batch) == 0 {
+			return
+		}
+		err = authz.Unavailable("look up a key", errOvertaken)
+	}
+	for _, d := range batch {
+		l.answer(d, nil, err)
+	}
+}
+
+func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookupBudget)
+	defer cancel()
+	return lookup(ctx, l.db, batch)
+}
+
+func (l *lookups) answer(d authz.Digest, e *cachedKey, err error) {
+	l.mu.Lock()
+	w := l.flying[d]
+	delete(l.flying, d)
+	l.mu.Unlock()
+	w.entry, w.err = e, err
+	close(w.ready)
+}
+
+// close stops taking look-ups and waits until the last one is answered.
+func (l *lookups) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	close(l.stop)
+	l.done.Wait()
+}

@@ -1,0 +1,94 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// deploymentSetting says what kind of deployment a database belongs to.
+const deploymentSetting = "deployment"
+
+// DeploymentDev marks a database with demonstration data.
+const DeploymentDev = "dev"
+
+// Deployment returns what kind of deployment the database belongs to; "" is an ordinary one.
+func (s *Store) Deployment(ctx context.Context) (string, error) { return deployment(ctx, s.manage) }
+
+func deployment(ctx context.Context, db *sqlx.DB) (string, error) {
+	var values []string
+	err := db.SelectContext(ctx, &values, `SELECT value FROM settings WHERE name = $1`, deploymentSetting)
+	if err != nil || len(values) == 0 {
+		return "", translate("read the deployment", err)
+	}
+	return values[0], nil
+}
+
+// MarkDeployment writes what kind of deployment the database belongs to.
+func (c *Change) MarkDeployment(ctx context.Context, kind string) error {
+	return c.exec(ctx, "mark the deployment", `
+		INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value`,
+		deploymentSetting, kind)
+}
+
+// DeploymentError says that the configuration and the database disagree about what
+// kind of deployment this is.
+type DeploymentError struct{ Database, Configured string }
+
+// Error implements error.
+func (e *DeploymentError) Error() string {
+	if e.Database == DeploymentDev {
+		return "this database holds demonstration data of `keystile dev`; use a database of its own, " +
+			"or set KEYSTILE_DEPLOYMENT=dev to join the demonstration"
+	}
+	return fmt.Sprintf("KEYSTILE_DEPLOYMENT is %q, but the database is marked %q", e.Configured, e.Database)
+}
+
+// PepperError says which peppers rows need that are missing or hold other bytes.
+type PepperError struct{ Missing, Different []string }
+
+// Error implements error.
+func (e *PepperError) Error() string {
+	var parts []string
+	if len(e.Missing) > 0 {
+		parts = append(parts, "missing: "+strings.Join(e.Missing, ", "))
+	}
+	if len(e.Different) > 0 {
+		parts = append(parts, "with other bytes than the stored secrets were made with: "+strings.Join(e.Different, ", "))
+	}
+	return "KEYSTILE_PEPPERS does not fit the database; " + strings.Join(parts, "; ") +
+		". Keys under them would all be unknown: give every pepper that is in use"
+}
+
+// checkPeppers refuses peppers under which stored secrets could not be found.
+func (s *Store) checkPeppers(ctx context.Context) error {
+	var rows []struct {
+		ID          string `db:"id"`
+		Fingerprint string `db:"fingerprint"`
+	}
+	err := s.manage.SelectContext(ctx, &rows, `
+		SELECT p.id, p.fingerprint FROM peppers p
+		WHERE EXISTS (SELECT FROM key_secrets WHERE pepper_id = p.id AND revoked_at IS NULL)
+		   OR EXISTS (SELECT FROM caller_tokens WHERE pepper_id = p.id AND revoked_at IS NULL)
+		   OR EXISTS (SELECT FROM admin_tokens WHERE pepper_id = p.id AND revoked_at IS NULL)
+		ORDER BY p.id`)
+	if err != nil {
+		return translate("read the peppers in use", err)
+	}
+	var wrong PepperError
+	for _, r := range rows {
+		fingerprint, ok := s.peppers.Fingerprint(r.ID)
+		switch {
+		case !ok:
+			wrong.Missing = append(wrong.Missing, r.ID)
+		case fingerprint != r.Fingerprint:
+			wrong.Different = append(wrong.Different, r.ID)
+		}
+	}
+	if len(wrong.Missing)+len(wrong.Different) > 0 {
+		return &wrong
+	}
+	return nil
+}

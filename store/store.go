@@ -1,0 +1,229 @@
+// Package store keeps organizations, keys and callers in Postgres, and the records
+// that checks need in memory. Freshness is by revision, and revision order is
+// commit order: see change.go and sync.go.
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// DefaultStaleMax is how long known keys are served while Postgres is unreachable.
+const DefaultStaleMax = 5 * time.Minute
+
+// Options are what Open needs.
+type Options struct {
+	URL     DatabaseURL
+	Peppers authz.Peppers
+	// StaleMax bounds how long known keys are served while Postgres is unreachable;
+	// 0 means DefaultStaleMax.
+	StaleMax time.Duration
+	// Deployment must equal what the database is marked as; "" is an ordinary one.
+	Deployment string
+	// Logger gets what an operator should know; nil discards it. No secret is logged.
+	Logger *slog.Logger
+}
+
+// Store is Postgres and what is remembered of it. Safe for concurrent use.
+type Store struct {
+	url      DatabaseURL
+	peppers  authz.Peppers
+	staleMax time.Duration
+	log      *slog.Logger
+	clock    *Clock
+
+	check  *sqlx.DB
+	manage *sqlx.DB
+
+	keys    *keyCache
+	lookups *lookups
+	callers atomic.Pointer[callerTable]
+
+	// applied is the revision up to which every change is applied.
+	applied atomic.Int64
+	// contact is when Postgres last confirmed that, on the clock's elapsed time; −1 is never.
+	contact atomic.Int64
+	lost    atomic.Bool
+	syncing sync.Mutex
+
+	stop     context.CancelFunc
+	followed sync.WaitGroup
+	closing  sync.Once
+}
+
+var (
+	_ authz.KeyReader    = (*Store)(nil)
+	_ authz.CallerReader = (*Store)(nil)
+	_ authz.Clock        = (*Clock)(nil)
+)
+
+// Open connects, refuses a database that this configuration does not fit
+// (*SchemaError, *DeploymentError, *PepperError), reads the callers and starts to
+// follow changes. Close it.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	s := &Store{
+		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(),
+	}
+	if len(o.Peppers.IDs()) == 0 {
+		return nil, authz.ErrNoPepper
+	}
+	if s.staleMax == 0 {
+		s.staleMax = DefaultStaleMax
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.contact.Store(-1)
+	if err := s.open(ctx, o.Deployment); err != nil {
+		return nil, errors.Join(err, s.closePools())
+	}
+	followCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.followed.Go(func() { s.follow(followCtx) })
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context, deploymentWanted string) (err error) {
+	if s.check, err = s.url.pool(checkPoolSize, checkReadDeadline, true); err != nil {
+		return err
+	}
+	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
+		return err
+	}
+	if s.keys, err = newKeyCache(); err != nil {
+		return err
+	}
+	s.lookups = newLookups(s.check, s.keys)
+	if err := s.manage.PingContext(ctx); err != nil {
+		return translate("connect to Postgres", err)
+	}
+	if err := checkSchema(ctx, s.manage); err != nil {
+		return err
+	}
+	kind, err := deployment(ctx, s.manage)
+	if err != nil {
+		return err
+	}
+	if kind != deploymentWanted {
+		return &DeploymentError{Database: kind, Configured: deploymentWanted}
+	}
+	if err := s.checkPeppers(ctx); err != nil {
+		return err
+	}
+	return s.Synchronize(ctx)
+}
+
+// Close stops following changes, answers whoever still waits, and disconnects.
+func (s *Store) Close() error {
+	var err error
+	s.closing.Do(func() {
+		s.stop()
+		s.followed.Wait()
+		s.lookups.close()
+		err = s.closePools()
+	})
+	return err
+}
+
+func (s *Store) closePools() error {
+	var errs []error
+	for _, db := range []*sqlx.DB{s.check, s.manage} {
+		if db != nil {
+			errs = append(errs, translate("disconnect from Postgres", db.Close()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Clock returns Postgres' clock.
+func (s *Store) Clock() *Clock { return s.clock }
+
+// FindKey implements authz.KeyReader: from memory when the digest is known there
+// and confirmed recently enough, else by one coalesced statement.
+func (s *Store) FindKey(ctx context.Context, hash authz.SecretHash) (authz.FoundKey, error) {
+	var buffer [2]authz.Digest
+	digests := s.peppers.AppendDigests(buffer[:0], hash)
+	degraded, stale, lost := s.freshness()
+	if lost != nil {
+		return authz.FoundKey{}, authz.Unavailable("look up a key", lost)
+	}
+	missed := digests[:0]
+	for _, d := range digests {
+		e := s.keys.get(d)
+		switch {
+		case e == nil:
+			missed = append(missed, d)
+		case e.key != nil:
+			return authz.FoundKey{Key: e.key, Secret: e.secret, Degraded: degraded, Stale: stale}, nil
+		case degraded:
+			// "Unknown" is not believed of a store that does not answer.
+			missed = append(missed, d)
+		}
+	}
+	for _, d := range missed {
+		e, err := s.lookups.find(ctx, d)
+		if err != nil {
+			return authz.FoundKey{}, err
+		}
+		if e.bad != nil {
+			return authz.FoundKey{}, authz.Unavailable("look up a key", e.bad)
+		}
+		if e.key != nil {
+			return authz.FoundKey{Key: e.key, Secret: e.secret, Degraded: degraded, Stale: stale}, nil
+		}
+	}
+	return authz.FoundKey{}, nil
+}
+
+// FindCaller implements authz.CallerReader, from memory alone.
+func (s *Store) FindCaller(_ context.Context, hash authz.SecretHash) (*authz.Caller, error) {
+	if _, _, lost := s.freshness(); lost != nil {
+		return nil, authz.Unavailable("look up a caller", lost)
+	}
+	table := s.callers.Load()
+	if table == nil {
+		return nil, authz.Unavailable("look up a caller", errNoContact)
+	}
+	var buffer [2]authz.Digest
+	for _, d := range s.peppers.AppendDigests(buffer[:0], hash) {
+		if caller := (*table)[d]; caller != nil {
+			return caller, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // an unknown caller is an answer
+}
+
+// Health tells how the store is.
+type Health struct {
+	// Known is false when known keys cannot be decided either: never connected, or
+	// away for longer than the stale limit.
+	Known bool
+	// Degraded tells that Postgres has not answered lately.
+	Degraded bool
+	// ContactAge is the time since Postgres last confirmed what is in memory.
+	ContactAge time.Duration
+	// Revision is the revision up to which every change is applied.
+	Revision int64
+	// CachedKeys is the number of digests in memory.
+	CachedKeys int
+}
+
+// Health returns the store's health as of now; it asks nobody.
+func (s *Store) Health() Health {
+	degraded, _, lost := s.freshness()
+	h := Health{
+		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), CachedKeys: s.keys.known.EstimatedSize(),
+	}
+	if contact := s.contact.Load(); contact >= 0 {
+		h.ContactAge = s.clock.elapsed() - time.Duration(contact)
+	}
+	return h
+}

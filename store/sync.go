@@ -1,0 +1,191 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+const (
+	// pollInterval is the backstop behind NOTIFY: a lost notification costs no more.
+	pollInterval = 500 * time.Millisecond
+	// degradedAfter without a successful poll, answers say that the store is away.
+	degradedAfter = 2 * time.Second
+	// staleAfter without a successful poll, policy sees stale records.
+	staleAfter = 10 * time.Second
+	// reconnect bounds are those of the listener.
+	reconnectMin = 100 * time.Millisecond
+	reconnectMax = time.Second
+)
+
+// changesSQL tells the revision, Postgres' time and everything that changed after
+// revision $1, all of one snapshot. Revision order is commit order, so nothing
+// after the revision it tells can appear later with a smaller one.
+const changesSQL = `
+SELECT r.n, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us, x.kind, x.digest, x.organization_id
+FROM revision r LEFT JOIN (
+	SELECT 'digest' AS kind, s.digest, NULL::uuid AS organization_id
+	FROM api_keys k JOIN key_secrets s ON s.key_id = k.id WHERE k.revision > $1
+	UNION ALL
+	SELECT 'organization', NULL, id FROM organizations WHERE revision > $1
+	UNION ALL
+	SELECT 'callers', NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
+	LIMIT $2
+) x ON true`
+
+// maxChanges bounds what one synchronization reads; when more has changed,
+// everything in memory is forgotten instead.
+const maxChanges = 10_000
+
+type changeRow struct {
+	N              int64                `db:"n"`
+	NowUS          int64                `db:"now_us"`
+	Kind           *string              `db:"kind"`
+	Digest         []byte               `db:"digest"`
+	OrganizationID authz.OrganizationID `db:"organization_id"`
+}
+
+// follow keeps the caches true until ctx ends: whatever wakes it, it reads what
+// changed since the last time, by revision. A notification only makes it sooner.
+func (s *Store) follow(ctx context.Context) {
+	listener := pq.NewDialListener(deadlineDialer{listenReadDeadline}, s.url.dsn(false), reconnectMin, reconnectMax, nil)
+	pinging := make(chan struct{}, 1)
+	defer func() {
+		_ = listener.Close()
+		pinging <- struct{}{} // waits for the last ping
+	}()
+	// Listen waits for the first connection, which may be long in coming. Its error
+	// is a closed listener or a refusal, and polling goes on in either case.
+	listening := make(chan error, 1)
+	go func() { listening <- listener.Listen(notifyChannel) }()
+
+	ping := time.NewTicker(listenPing)
+	defer ping.Stop()
+	poll := time.NewTicker(pollInterval)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case err := <-listening:
+			if err != nil {
+				s.log.Warn("cannot listen for changes; polling alone", slog.Any("error", translate("listen", err)))
+			}
+			listening = nil
+			continue
+		case <-ping.C:
+			// A ping on a wedged backend blocks until the read deadline: not here.
+			select {
+			case pinging <- struct{}{}:
+				go func() { _ = listener.Ping(); <-pinging }()
+			default:
+			}
+			continue
+		case <-poll.C:
+		case <-listener.NotificationChannel():
+			// Also nil, which means reconnected: what was missed is read by revision.
+		}
+		if err := s.Synchronize(ctx); err != nil && ctx.Err() == nil {
+			s.warnLost(err)
+		}
+	}
+}
+
+// Synchronize reads and applies what has changed since the last time. When it
+// returns nil, everything committed before the call is applied. Safe for
+// concurrent use; calls wait for each other.
+func (s *Store) Synchronize(ctx context.Context) error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	applied := s.applied.Load()
+	ctx, cancel := context.WithTimeout(ctx, lookupBudget)
+	defer cancel()
+
+	since := applied
+	if since == 0 {
+		since = math.MaxInt64 // nothing is in memory yet that could have changed
+	}
+	var rows []changeRow
+	before := s.clock.elapsed()
+	if err := s.check.SelectContext(ctx, &rows, changesSQL, since, maxChanges); err != nil {
+		return translate("read what has changed", err)
+	}
+	after := s.clock.elapsed()
+	if len(rows) == 0 {
+		return errors.New("read what has changed: the revision's row is missing")
+	}
+	n := rows[0].N
+	if n < applied {
+		// An old copy was restored. What this replica knows is newer, and what it
+		// does not know cannot be trusted: it keeps what it has, confirms nothing.
+		return fmt.Errorf("the database is at revision %d, behind this replica's %d: an old copy was restored", n, applied)
+	}
+	if err := s.apply(ctx, applied, rows); err != nil {
+		return err
+	}
+	s.clock.learn(time.UnixMicro(rows[0].NowUS), before, after)
+	s.applied.Store(n)
+	s.contact.Store(int64(before)) // what was read is as old as the question
+	s.lost.Store(false)
+	return nil
+}
+
+func (s *Store) apply(ctx context.Context, applied int64, rows []changeRow) error {
+	ch := changes{to: rows[0].N}
+	callers := applied == 0
+	for i := range rows {
+		switch r := &rows[i]; {
+		case r.Kind == nil:
+		case *r.Kind == "digest":
+			ch.digests = append(ch.digests, authz.Digest(r.Digest))
+		case *r.Kind == "organization":
+			ch.organizations = append(ch.organizations, r.OrganizationID)
+		case *r.Kind == "callers":
+			callers = true
+		}
+	}
+	if len(rows) < maxChanges {
+		s.keys.apply(ch)
+	} else {
+		s.keys.forget(ch.to)
+		callers = true
+	}
+	if callers {
+		table, err := readCallers(ctx, s.check)
+		if err != nil {
+			return err
+		}
+		s.callers.Store(&table)
+	}
+	return nil
+}
+
+func (s *Store) warnLost(err error) {
+	if s.lost.CompareAndSwap(false, true) {
+		s.log.Warn("lost contact with Postgres; known keys are served from memory",
+			slog.Any("error", err), slog.Duration("stale_max", s.staleMax))
+	}
+}
+
+// freshness tells how far what is in memory may be trusted.
+func (s *Store) freshness() (degraded, stale bool, err error) {
+	contact := s.contact.Load()
+	if contact < 0 {
+		return true, true, errNoContact
+	}
+	age := s.clock.elapsed() - time.Duration(contact)
+	switch {
+	case age <= degradedAfter:
+		return false, false, nil
+	case age > s.staleMax:
+		return true, true, errNoContact
+	}
+	return true, age > staleAfter, nil
+}
