@@ -61,7 +61,7 @@ func (r Rate) Validate() error {
 		return fmt.Errorf("period %v must be whole seconds between 1s and %v", r.Period, maxLimitPeriod)
 	case float64(r.Rate)/r.Period.Seconds() > MaxRatePerSecond:
 		return fmt.Errorf("rate %d per %v is more than %d a second", r.Rate, r.Period, MaxRatePerSecond)
-	case r.window() > maxLimitPeriod:
+	case float64(r.Burst)*r.EmissionInterval() > maxLimitPeriod.Seconds():
 		return fmt.Errorf("burst %d takes more than %v to refill", r.Burst, maxLimitPeriod)
 	}
 	return nil
@@ -78,10 +78,6 @@ func printableASCII(s string) bool {
 
 // EmissionInterval is the time in which one unit comes back, period/rate, in seconds.
 func (r Rate) EmissionInterval() float64 { return r.Period.Seconds() / float64(r.Rate) }
-
-func (r Rate) window() time.Duration {
-	return time.Duration(float64(r.Burst) * r.EmissionInterval() * float64(time.Second))
-}
 
 // Window is the time in which an empty bucket fills, burst·period/rate, in whole
 // seconds rounded up: the `w` of RateLimit-Policy.

@@ -1,0 +1,195 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// check answers POST /v1/check: caller, body, decision.
+func (s *Server) check(c *gin.Context) {
+	caller, issue := s.authenticate(c.Request, authz.PermissionCheck)
+	if issue != nil {
+		fail(c, issue)
+		return
+	}
+	body := s.buffers.get()
+	defer s.buffers.put(body)
+	if issue := readBody(c, body, maxCheckBody); issue != nil {
+		fail(c, issue)
+		return
+	}
+	q, issue := s.decoders.decodeCheck(body.bytes, s.format)
+	if issue != nil {
+		fail(c, issue)
+		return
+	}
+	q.Caller = caller
+	d, err := s.checker.Check(c.Request.Context(), q)
+	if err != nil {
+		fail(c, s.problemOf(c, err))
+		return
+	}
+	s.metrics.decided(d)
+	if d.Cause != nil {
+		s.logUndecided(c, d)
+	}
+	body.bytes = appendDecision(body.bytes[:0], d)
+	s.answer(c, d, body.bytes)
+}
+
+// answer sends a decision. It is 200 whatever was decided, because HTTP clients
+// retry 429 and 5xx by themselves, unless the caller prefers the decision's status.
+func (s *Server) answer(c *gin.Context, d *authz.Decision, body []byte) {
+	header := c.Writer.Header()
+	header["Content-Type"] = contentTypeJSON
+	header["X-Keystile-Decision"] = decisionHeader(d)
+	for _, h := range d.Headers {
+		if strings.HasPrefix(h.Name, "X-RateLimit-") {
+			header[h.Name] = []string{h.Value}
+		}
+	}
+	status := http.StatusOK
+	if prefersDecisionStatus(c.Request.Header) {
+		status = d.Status
+		header["Preference-Applied"] = []string{"status=decision"}
+	}
+	send(c, status, body)
+}
+
+//nolint:gochecknoglobals // header values that never change, shared to spare the hot path their making
+var (
+	contentTypeJSON = []string{"application/json"}
+	noStore         = []string{"no-store"}
+	nosniff         = []string{"nosniff"}
+	decisionAllow   = []string{"allow"}
+	decisionDeny    = []string{"deny"}
+	decisionLimited = []string{"limited"}
+	decisionError   = []string{"error"}
+)
+
+func decisionHeader(d *authz.Decision) []string {
+	switch {
+	case d.Allow:
+		return decisionAllow
+	case d.Code == authz.CodeRateLimited:
+		return decisionLimited
+	case d.Code == authz.CodeUnavailable:
+		return decisionError
+	}
+	return decisionDeny
+}
+
+// prefersDecisionStatus reads `Prefer: status=decision` (RFC 7240).
+func prefersDecisionStatus(h http.Header) bool {
+	for _, line := range h["Prefer"] {
+		for preference := range strings.SplitSeq(line, ",") {
+			value, _, _ := strings.Cut(preference, ";")
+			if strings.EqualFold(strings.TrimSpace(value), "status=decision") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// authenticate recognizes the caller. One credential, or none is believed.
+func (s *Server) authenticate(r *http.Request, p authz.Permission) (*authz.Caller, *problem) {
+	token := ""
+	if lines := r.Header["Authorization"]; len(lines) == 1 {
+		token = bearer(lines[0])
+	}
+	caller, err := s.callers.Authenticate(r.Context(), token, p)
+	if err == nil {
+		return caller, nil
+	}
+	var known *authz.Error
+	if !errors.As(err, &known) {
+		return nil, internalProblem()
+	}
+	if known.Kind == authz.KindUnavailable {
+		s.undecided.Do(func() { s.log.Warn("a caller could not be verified", slog.Any("error", err)) })
+	}
+	return nil, problemOf(known)
+}
+
+// bearer returns the token of an Authorization header (RFC 6750 §2.1), or "".
+func bearer(line string) string {
+	scheme, token, _ := strings.Cut(line, " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimLeft(token, " ")
+}
+
+// readBody reads a JSON body of at most limit bytes into b.
+func readBody(c *gin.Context, b *buffer, limit int) *problem {
+	r := c.Request
+	if !jsonContent(r.Header) {
+		return &problem{
+			Status: http.StatusUnsupportedMediaType, Code: "unsupported_media_type", Title: "Unsupported media type",
+			Detail: "Send the question as Content-Type: application/json, in UTF-8 and without a Content-Encoding.",
+		}
+	}
+	if r.ContentLength > int64(limit) {
+		return tooLarge(c)
+	}
+	limited := io.LimitedReader{R: r.Body, N: int64(limit) + 1}
+	if err := b.readFrom(&limited); err != nil {
+		return badRequest("malformed_json", "The body ended before its announced length, or came too slowly.")
+	}
+	if len(b.bytes) > limit {
+		return tooLarge(c)
+	}
+	return nil
+}
+
+func tooLarge(c *gin.Context) *problem {
+	// Nothing more of the body is read: the connection is of no use any more.
+	c.Writer.Header()["Connection"] = []string{"close"}
+	return &problem{
+		Status: http.StatusRequestEntityTooLarge, Code: "body_too_large", Title: "Body too large",
+		Detail: "The body may have at most 65536 bytes.",
+	}
+}
+
+func jsonContent(h http.Header) bool {
+	if len(h["Content-Encoding"]) > 0 || len(h["Content-Type"]) != 1 {
+		return false
+	}
+	value := h["Content-Type"][0]
+	if value == "application/json" {
+		return true
+	}
+	mediaType, params, err := mime.ParseMediaType(value)
+	if err != nil || mediaType != "application/json" {
+		return false
+	}
+	charset, given := params["charset"]
+	return !given || strings.EqualFold(charset, "utf-8")
+}
+
+func (s *Server) problemOf(c *gin.Context, err error) *problem {
+	var known *authz.Error
+	if errors.As(err, &known) {
+		return problemOf(known)
+	}
+	s.log.Error("a check failed", slog.Any("error", err), slog.String("request_id", requestID(c)))
+	return internalProblem()
+}
+
+// logUndecided tells why something could not be decided, at most once a second: a
+// dependency that is away must not fill the disk.
+func (s *Server) logUndecided(c *gin.Context, d *authz.Decision) {
+	s.undecided.Do(func() {
+		s.log.Warn("a check could not be decided", slog.Any("error", d.Cause),
+			slog.String("decision_id", d.ID.String()), slog.String("request_id", requestID(c)))
+	})
+}

@@ -1,0 +1,165 @@
+// Package server speaks HTTP: it reads questions strictly, asks authz, and writes
+// decisions. It knows neither Postgres, nor Redis, nor OPA.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"golang.org/x/time/rate"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// Time limits of connections. All headers must be there within readHeaderTimeout,
+// a whole request within readTimeout.
+const (
+	readHeaderTimeout = 4 * time.Second
+	readTimeout       = 10 * time.Second
+	writeTimeout      = 10 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 16 << 10
+	// drainNotice is how long answers close their connections before listeners close:
+	// clients then open the next connection elsewhere, and none loses a request.
+	drainNotice = time.Second
+	// drainLimit bounds the wait for requests in flight.
+	drainLimit = 15 * time.Second
+)
+
+// Options are what a Server needs.
+type Options struct {
+	Checker *authz.Checker
+	Callers *authz.Callers
+	// Format is the form of the secrets that are looked up.
+	Format authz.KeyFormat
+	// Ready tells how the parts are; called on each health request.
+	Ready func() Readiness
+	// Pprof serves profiles on the ops listener.
+	Pprof bool
+	// TLS is nil for plain HTTP.
+	TLS *tls.Config
+	// Logger gets what an operator should know; nil discards it.
+	Logger *slog.Logger
+}
+
+// Server serves the check API and the ops listener. Safe for concurrent use.
+type Server struct {
+	checker  *authz.Checker
+	callers  *authz.Callers
+	format   authz.KeyFormat
+	ready    func() Readiness
+	pprof    bool
+	tls      *tls.Config
+	log      *slog.Logger
+	metrics  *metrics
+	decoders *decoderPool
+	buffers  *buffers
+	draining atomic.Bool
+	// undecided keeps one line a second about what could not be decided.
+	undecided rate.Sometimes
+
+	api, ops *gin.Engine
+}
+
+// New returns a Server, or an error when a part is missing.
+func New(o Options) (*Server, error) {
+	if o.Checker == nil || o.Callers == nil || o.Ready == nil {
+		return nil, errors.New("a server needs a checker, callers and readiness")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		checker: o.Checker, callers: o.Callers, format: o.Format, ready: o.Ready, pprof: o.Pprof, tls: o.TLS,
+		log: o.Logger, metrics: newMetrics(o.Ready), decoders: newDecoderPool(), buffers: newBuffers(),
+		undecided: rate.Sometimes{Interval: time.Second},
+	}
+	// Process-wide in Gin, and the same for every engine here: debug mode would
+	// print request headers in a panic.
+	gin.SetMode(gin.ReleaseMode)
+	var err error
+	if s.api, err = s.engine(s.apiRoutes()); err != nil {
+		return nil, err
+	}
+	if s.ops, err = s.engine(s.opsRoutes()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Handler returns the check API, for tests and for serving it elsewhere.
+func (s *Server) Handler() http.Handler { return s.api }
+
+// OpsHandler returns the ops listener's API.
+func (s *Server) OpsHandler() http.Handler { return s.ops }
+
+// Serve serves on both listeners until ctx ends, then drains: it says so in
+// readyz, closes each connection after its answer for a second, stops listening
+// and waits for requests in flight. ops may be nil. Both listeners are closed.
+func (s *Server) Serve(ctx context.Context, api, ops net.Listener) error {
+	servers := []*http.Server{s.httpServer(s.api)}
+	listeners := []net.Listener{api}
+	if ops != nil {
+		server := s.httpServer(s.ops)
+		server.WriteTimeout = 0 // a profile takes as long as it was asked to
+		servers, listeners = append(servers, server), append(listeners, ops)
+	}
+	failed := make(chan error, len(servers))
+	for i, server := range servers {
+		if i == 0 && s.tls != nil {
+			server.TLSConfig = s.tls.Clone()
+			go func() { failed <- server.ServeTLS(listeners[i], "", "") }()
+			continue
+		}
+		go func() { failed <- server.Serve(listeners[i]) }()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		s.drain(failed)
+	case err = <-failed:
+	}
+	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+	defer cancel()
+	for _, server := range servers {
+		if e := server.Shutdown(shutdown); e != nil {
+			_ = server.Close()
+			err = errors.Join(err, fmt.Errorf("drain: requests were still in flight after %v: %w", drainLimit, e))
+		}
+	}
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) drain(failed <-chan error) {
+	s.draining.Store(true)
+	s.log.Info("draining")
+	notice := time.NewTimer(drainNotice)
+	defer notice.Stop()
+	select {
+	case <-notice.C:
+	case <-failed:
+	}
+}
+
+func (s *Server) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
