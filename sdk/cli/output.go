@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// format is a value of the -o flag.
+type format string
+
+const (
+	table    format = "table"
+	jsonText format = "json"
+	yamlText format = "yaml"
+)
+
+// String returns the format's name.
+func (f *format) String() string { return string(*f) }
+
+// Set takes one of the formats.
+func (f *format) Set(s string) error {
+	switch wanted := format(s); wanted {
+	case table, jsonText, yamlText:
+		*f = wanted
+		return nil
+	}
+	return fmt.Errorf("must be table, json or yaml")
+}
+
+// Type names the accepted forms in help texts.
+func (f *format) Type() string { return "table|json|yaml" }
+
+// writeJSON writes v as one indented document.
+func writeJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(v)
+}
+
+// writeYAML writes what writeJSON would, in the same order.
+func writeYAML(w io.Writer, v any) error {
+	var text bytes.Buffer
+	if err := writeJSON(&text, v); err != nil {
+		return err
+	}
+	var document yaml.Node
+	if err := yaml.Unmarshal(text.Bytes(), &document); err != nil {
+		return err
+	}
+	plainStyle(&document)
+	encoder := yaml.NewEncoder(w)
+	encoder.SetIndent(2)
+	if err := encoder.Encode(&document); err != nil {
+		return err
+	}
+	return encoder.Close()
+}
+
+// plainStyle drops JSON's braces and quotes; the encoder quotes where YAML
+// would read something else than a string.
+func plainStyle(node *yaml.Node) {
+	node.Style = 0
+	for _, child := range node.Content {
+		plainStyle(child)
+	}
+}
+
+// page writes lines for a person, coloured on a terminal.
+type page struct {
+	w      io.Writer
+	colour bool
+	err    error
+}
+
+func (c Config) newPage(w io.Writer) *page {
+	noColour, _ := c.value("NO_COLOR")
+	return &page{w: w, colour: noColour == "" && isTerminal(w)}
+}
+
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+func (p *page) write(text string) {
+	if p.err == nil {
+		_, p.err = io.WriteString(p.w, text)
+	}
+}
+
+// headline writes word in the colour (an SGR code), then rest.
+func (p *page) headline(sgr, word, rest string) {
+	if p.colour {
+		word = "\x1b[" + sgr + "m" + word + "\x1b[0m"
+	}
+	p.write(word + " " + printable(rest) + "\n")
+}
+
+// row writes a named value; an empty one is left out.
+func (p *page) row(name, value string) {
+	if value != "" {
+		p.write(fmt.Sprintf("  %-13s %s\n", name, printable(value)))
+	}
+}
+
+// printable keeps a name that somebody chose from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}
