@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -37,6 +38,9 @@ var (
 type lookups struct {
 	db    *sqlx.DB
 	cache *keyCache
+
+	// statements counts those sent.
+	statements atomic.Int64
 
 	mu      sync.Mutex
 	waiting map[authz.Digest]*waiter
@@ -172,6 +176,7 @@ func (l *lookups) serve(batch []authz.Digest) {
 func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lookupBudget)
 	defer cancel()
+	l.statements.Add(1)
 	return lookup(ctx, l.db, batch)
 }
 

@@ -26,11 +26,28 @@ func deployment(ctx context.Context, db *sqlx.DB) (string, error) {
 	return values[0], nil
 }
 
-// MarkDeployment writes what kind of deployment the database belongs to.
-func (c *Change) MarkDeployment(ctx context.Context, kind string) error {
-	return c.exec(ctx, "mark the deployment", `
-		INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value`,
-		deploymentSetting, kind)
+// MarkDeployment marks a migrated database as one kind of deployment. Only an
+// empty database can be marked; marking it again as the same kind does nothing.
+func MarkDeployment(ctx context.Context, at DatabaseURL, kind string) error {
+	db, err := at.pool(1, manageReadDeadline, false)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	_, err = db.ExecContext(ctx, `
+		INSERT INTO settings (name, value) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM organizations)
+		ON CONFLICT (name) DO NOTHING`, deploymentSetting, kind)
+	if err != nil {
+		return translate("mark the deployment", err)
+	}
+	is, err := deployment(ctx, db)
+	if err != nil {
+		return err
+	}
+	if is != kind {
+		return &DeploymentError{Database: is, Configured: kind}
+	}
+	return nil
 }
 
 // DeploymentError says that the configuration and the database disagree about what

@@ -214,6 +214,8 @@ type Health struct {
 	Revision int64
 	// CachedKeys is the number of digests in memory.
 	CachedKeys int
+	// Lookups counts the statements that looked keys up.
+	Lookups int64
 }
 
 // Health returns the store's health as of now; it asks nobody.
@@ -221,6 +223,7 @@ func (s *Store) Health() Health {
 	degraded, _, lost := s.freshness()
 	h := Health{
 		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), CachedKeys: s.keys.known.EstimatedSize(),
+		Lookups: s.lookups.statements.Load(),
 	}
 	if contact := s.contact.Load(); contact >= 0 {
 		h.ContactAge = s.clock.elapsed() - time.Duration(contact)
