@@ -1,0 +1,48 @@
+package ratelimit
+
+import (
+	"errors"
+	"net/url"
+	"runtime"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// minPoolSize is the least number of connections; go-redis' ten a core would wait
+// too long for each other on a small machine.
+const minPoolSize = 32
+
+// newClient returns a client whose every wait is within the budget, and which
+// never retries: the stand-in is sooner. An error never repeats the URL, which may
+// hold a password.
+func newClient(text string) (redis.UniversalClient, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "redis" && u.Scheme != "rediss" && u.Scheme != "unix" {
+		return nil, errors.New("Redis URL must start with redis://, rediss:// or unix://") //nolint:staticcheck // a name
+	}
+	poolSize := max(minPoolSize, 10*runtime.GOMAXPROCS(0))
+	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	if u.Query().Has("addr") {
+		o, err := redis.ParseClusterURL(text)
+		if err != nil {
+			return nil, errors.New("Redis Cluster URL has a part that go-redis does not accept") //nolint:staticcheck // a name
+		}
+		o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
+		o.MaxRetries, o.DialerRetries, o.MaxRedirects = -1, 1, 3
+		o.ContextTimeoutEnabled, o.DisableIdentity = true, true
+		o.MaintNotificationsConfig = quiet
+		o.PoolSize = poolSize
+		return redis.NewClusterClient(o), nil
+	}
+	o, err := redis.ParseURL(text)
+	if err != nil {
+		return nil, errors.New("Redis URL has a part that go-redis does not accept") //nolint:staticcheck // a name
+	}
+	o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
+	o.MaxRetries, o.DialerRetries = -1, 1
+	o.ContextTimeoutEnabled, o.DisableIdentity = true, true
+	o.MaintNotificationsConfig = quiet
+	o.PoolSize = poolSize
+	return redis.NewClient(o), nil
+}
