@@ -166,7 +166,11 @@ func TestProtect_AmbiguousCredentialsAreRefusedUnasked(t *testing.T) {
 		{"401", keystile.CodeConflictingCredentials, []string{"Authorization: Basic YTpi", "X-API-Key: " + r.secret}},
 	}
 	for _, tt := range tests {
-		wantProblem(t, r.raw(t, "GET", tickets, tt.headers...), tt.status, tt.code)
+		answer := r.raw(t, "GET", tickets, tt.headers...)
+		wantProblem(t, answer, tt.status, tt.code)
+		if !strings.Contains(answer, "\r\nWWW-Authenticate: Bearer error=") {
+			t.Errorf("no challenge in:\n%s", answer)
+		}
 	}
 	if len(r.served) != 0 || len(r.service.Asked()) != 0 {
 		t.Errorf("served %d, asked %d; want none", len(r.served), len(r.service.Asked()))
@@ -285,8 +289,12 @@ func TestProtect_FailsClosed(t *testing.T) {
 	}
 	for name, checker := range tests {
 		t.Run(name, func(t *testing.T) {
-			r := newRigOn(t, keystiletest.New(token), checker, keystile.OnError(func(*http.Request, error) {}))
+			var told error
+			r := newRigOn(t, keystiletest.New(token), checker, keystile.OnError(func(_ *http.Request, err error) { told = err }))
 			wantProblem(t, r.raw(t, "GET", tickets, r.bearer()), "503", keystile.CodeUnavailable)
+			if _, answered := checker.(brokenChecker); told == nil && (!answered || checker.(brokenChecker).decision == nil) {
+				t.Error("nobody is told that nothing was decided")
+			}
 			if len(r.served) != 0 {
 				t.Error("the application served it")
 			}

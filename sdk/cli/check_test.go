@@ -145,7 +145,7 @@ func TestCheck_WrongUseIsToldWithoutAsking(t *testing.T) {
 				t.Errorf("exit %d, %v; want usage that names %s", code, err, name)
 			}
 			r.env[name], r.env[name+"_FILE"] = "x", "y"
-			if _, code, err := r.run(t, "", "GET", "/api"); code != cli.ExitUsage || !strings.Contains(errorText(err), name+"_FILE") {
+			if _, code, err := r.run(t, "", "GET", "/api"); code != cli.ExitUsage || !strings.Contains(errorText(err), name+" and "+name+"_FILE") {
 				t.Errorf("both: exit %d, %v; want usage that names %s_FILE", code, err, name)
 			}
 		})

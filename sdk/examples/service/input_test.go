@@ -167,6 +167,9 @@ func TestNewPage_WalksTheWholeListOnce(t *testing.T) {
 				}
 			}
 			page := NewPage(rows, request, func(id int64) int64 { return id })
+			if len(page.Items) > limit {
+				t.Errorf("limit %d: a page of %d", limit, len(page.Items))
+			}
 			walked = append(walked, page.Items...)
 			if page.NextCursor == nil {
 				break
