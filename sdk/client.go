@@ -52,12 +52,14 @@ var _ Checker = (*Client)(nil)
 // connections alive, and is meant to be made once for the life of the process.
 // It prints without its token.
 type Client struct {
-	base          string
-	authorization string
-	token         string
-	timeout       time.Duration
-	http          *http.Client
+	base    string
+	caller  *credential
+	timeout time.Duration
+	http    *http.Client
 }
+
+// credential is reached by a pointer, which prints as an address.
+type credential struct{ token, authorization string }
 
 // Option changes how a [Client] reaches the service.
 type Option func(*settings)
@@ -123,10 +125,9 @@ func New(baseURL, token string, opts ...Option) (*Client, error) {
 		s.transport = newTransport(s.tls)
 	}
 	return &Client{
-		base:          base,
-		authorization: "Bearer " + token,
-		token:         token,
-		timeout:       s.timeout,
+		base:    base,
+		caller:  &credential{token: token, authorization: "Bearer " + token},
+		timeout: s.timeout,
 		http: &http.Client{
 			Transport: s.transport,
 			// A redirect could carry the token to another host.
@@ -194,8 +195,12 @@ func newTransport(config *tls.Config) *http.Transport {
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
 
 // Format prints the client as its service's address, under every verb.
-func (c Client) Format(f fmt.State, _ rune) {
-	_, _ = io.WriteString(f, "keystile.Client("+c.base+")")
+func (c *Client) Format(f fmt.State, _ rune) {
+	base := "nil"
+	if c != nil {
+		base = c.base
+	}
+	_, _ = io.WriteString(f, "keystile.Client("+base+")")
 }
 
 // Check asks q and returns the service's decision, allowed or not.
@@ -227,7 +232,7 @@ func (c *Client) Check(ctx context.Context, q Question) (*Decision, error) {
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
-	requestID := c.redact(resp.Header.Get("X-Request-Id"))
+	requestID := c.redact(resp.Header.Get("X-Request-ID"))
 	if resp.StatusCode != http.StatusOK {
 		return nil, c.refusal(resp, answer, requestID)
 	}
@@ -258,7 +263,7 @@ func (c *Client) post(ctx context.Context, body []byte) (*http.Response, bool, e
 	if err != nil {
 		return nil, true, err
 	}
-	req.Header["Authorization"] = []string{c.authorization}
+	req.Header["Authorization"] = []string{c.caller.authorization}
 	req.Header["Content-Type"] = []string{"application/json"}
 	req.Header["Accept"] = []string{"application/json"}
 	req.Header["User-Agent"] = []string{userAgent}
@@ -307,5 +312,5 @@ func (c *Client) refusal(resp *http.Response, body []byte, requestID string) *Er
 // redact keeps a service that echoes its input from putting the token into an
 // error.
 func (c *Client) redact(s string) string {
-	return strings.ReplaceAll(s, c.token, "[redacted]")
+	return strings.ReplaceAll(s, c.caller.token, "[redacted]")
 }

@@ -334,8 +334,8 @@ func TestCheck_NoErrorAndNoPrintHoldsASecret(t *testing.T) {
 	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		w.Header().Set("Content-Type", "application/problem+json")
-		w.Header().Set("X-Request-Id", r.Header.Get("Authorization"))
-		w.WriteHeader(422)
+		w.Header().Set("X-Request-ID", r.Header.Get("Authorization"))
+		w.WriteHeader(http.StatusUnprocessableEntity)
 		_ = json.NewEncoder(w).Encode(map[string]any{
 			"code": r.Header.Get("Authorization"), "detail": r.Header.Get("Authorization") + string(body),
 			"errors": []any{map[string]any{"pointer": token, "message": token}},

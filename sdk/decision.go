@@ -13,7 +13,7 @@ const problemType = "application/problem+json"
 // Decision is the service's answer about one key and one request. Its zero
 // value denies. Treat one that [FromContext] returns as read-only: it is shared
 // by everything that handles the request.
-type Decision struct {
+type Decision struct { //nolint:recvcheck // values are encoded too
 	// Allow is the decision; see also [Decision.Allowed].
 	Allow bool `json:"allow"`
 	// Code says why, in one stable word.
@@ -96,7 +96,7 @@ type RateLimit struct {
 
 // Problem is a problem document (RFC 9457). One that came from the service
 // encodes to the bytes that came, members unknown here included.
-type Problem struct {
+type Problem struct { //nolint:recvcheck // values are encoded too
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`

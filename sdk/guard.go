@@ -97,6 +97,7 @@ func NewGuard(checker Checker, opts ...GuardOption) *Guard {
 }
 
 func logError(r *http.Request, err error) {
+	//nolint:sloglint // it is the documented default; OnError replaces it
 	slog.ErrorContext(r.Context(), "a request could not be checked and was answered with 503", "method", r.Method, "error", err)
 }
 
@@ -196,8 +197,9 @@ func (e *Error) ofClient() bool {
 	switch e.Code {
 	case "string_too_long", "nul_character", "body_too_large", CodeInvalidUTF8:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 func (g *Guard) passOn(ctx context.Context, r *http.Request) *http.Request {

@@ -145,7 +145,7 @@ func TestProtect_TakesTheKeyFromEitherHeader(t *testing.T) {
 	} {
 		wantStatus(t, r.raw(t, "GET", tickets, headers...), "200")
 		passed := <-r.served
-		if passed.Header.Get("Authorization") != "" || passed.Header.Get("X-API-Key") != "" {
+		if passed.Header.Get("Authorization") != "" || passed.Header.Get("X-Api-Key") != "" {
 			t.Errorf("%q: the handler can see the key", headers)
 		}
 	}
@@ -396,7 +396,7 @@ func TestDecision_HeadersReplaceTheirTwins(t *testing.T) {
 	h := http.Header{"X-Ratelimit-Limit": {"7"}, "Other": {"kept"}}
 	d := keystiletest.Allowed(acme, keystile.Live)
 	d.SetHeaders(h)
-	if got := h["X-RateLimit-Limit"]; !slices.Equal(got, []string{"100"}) || h["X-Ratelimit-Limit"] != nil || h.Get("Other") != "kept" {
+	if got := map[string][]string(h)["X-RateLimit-Limit"]; !slices.Equal(got, []string{"100"}) || h["X-Ratelimit-Limit"] != nil || h.Get("Other") != "kept" {
 		t.Errorf("headers = %v", h)
 	}
 }

@@ -76,9 +76,10 @@ func refusal(code Code) (p *Problem, challenge string) {
 			Status: http.StatusBadRequest, Title: "Request refused",
 			Detail: "The request holds something that cannot be checked, such as a text that is too long.",
 		}, ""
+	default:
+		return &Problem{
+			Status: http.StatusServiceUnavailable, Title: "Authorization unavailable",
+			Detail: "It could not be decided whether this request is allowed. Try again.",
+		}, ""
 	}
-	return &Problem{
-		Status: http.StatusServiceUnavailable, Title: "Authorization unavailable",
-		Detail: "It could not be decided whether this request is allowed. Try again.",
-	}, ""
 }

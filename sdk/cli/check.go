@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -75,13 +76,13 @@ func NewCheckCommand(config Config) *cobra.Command {
 func validate(q keystile.Question) error {
 	switch {
 	case q.Method == "":
-		return fmt.Errorf("METHOD is empty; give one such as GET")
+		return errors.New("METHOD is empty; give one such as GET")
 	case !strings.HasPrefix(q.Path, "/"):
-		return fmt.Errorf("PATH must start with a slash, such as /api/v1/tickets")
+		return errors.New("PATH must start with a slash, such as /api/v1/tickets")
 	case strings.ContainsAny(q.Path, "?#"):
-		return fmt.Errorf("PATH must not have a query or a fragment; they take no part in a check")
+		return errors.New("PATH must not have a query or a fragment; they take no part in a check")
 	case q.Environment != "" && q.Environment != keystile.Live && q.Environment != keystile.Test:
-		return fmt.Errorf("--environment must be live or test")
+		return errors.New("--environment must be live or test")
 	}
 	return nil
 }
@@ -92,10 +93,11 @@ func (c Config) writeDecision(w io.Writer, f format, d *keystile.Decision) error
 		return writeJSON(w, d)
 	case yamlText:
 		return writeYAML(w, d)
+	default:
+		p := c.newPage(w)
+		writePage(p, d)
+		return p.err
 	}
-	p := c.newPage(w)
-	writePage(p, d)
-	return p.err
 }
 
 func writePage(p *page, d *keystile.Decision) {
@@ -192,6 +194,7 @@ func fix(d *keystile.Decision) string {
 		return "Try again; the service's readiness page tells what is wrong."
 	case keystile.CodePolicyDenied:
 		return "See the reasons; a rule of the policy has to change, or the request."
+	default:
+		return ""
 	}
-	return ""
 }

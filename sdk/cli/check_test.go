@@ -185,11 +185,11 @@ func TestCheck_SecretsComeFromFilesAndStandardInput(t *testing.T) {
 
 func TestCheck_FlagsReachTheQuestion(t *testing.T) {
 	r := newRig(t)
-	if _, code, _ := r.run(t, "", "DELETE", "/api/v1/tickets/42", "--action", "tickets:read", "--environment", "test"); code != cli.ExitDenied {
+	if _, code, _ := r.run(t, "", http.MethodDelete, "/api/v1/tickets/42", "--action", "tickets:read", "--environment", "test"); code != cli.ExitDenied {
 		t.Errorf("exit %d; want denied", code)
 	}
 	got := r.service.Asked()[0]
-	if got.Method != "DELETE" || got.Path != "/api/v1/tickets/42" || got.Action != "tickets:read" || got.Environment != "test" {
+	if got.Method != http.MethodDelete || got.Path != "/api/v1/tickets/42" || got.Action != "tickets:read" || got.Environment != "test" {
 		t.Errorf("asked %+v", got)
 	}
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,14 +72,14 @@ func (c Config) client(url string) (*keystile.Client, error) {
 		}
 	}
 	if url == "" {
-		return nil, usage(fmt.Errorf("no service is named; set KEYSTILE_URL or --url, such as http://127.0.0.1:8080"))
+		return nil, usage(errors.New("no service is named; set KEYSTILE_URL or --url, such as http://127.0.0.1:8080"))
 	}
 	token, err := c.value("KEYSTILE_TOKEN")
 	if err != nil {
 		return nil, err
 	}
 	if token == "" {
-		return nil, usage(fmt.Errorf("no caller token; set KEYSTILE_TOKEN (ksc_…), or KEYSTILE_TOKEN_FILE"))
+		return nil, usage(errors.New("no caller token; set KEYSTILE_TOKEN (ksc_…), or KEYSTILE_TOKEN_FILE"))
 	}
 	plaintext, err := c.value("KEYSTILE_INSECURE_PLAINTEXT")
 	if err != nil {
@@ -106,7 +107,7 @@ func (c Config) presentedKey(file string, stdin io.Reader) (string, error) {
 			return "", err
 		}
 		if key == "" {
-			return "", usage(fmt.Errorf("no key to check; give --key-file FILE, --key-file - for standard input, or set KEYSTILE_KEY"))
+			return "", usage(errors.New("no key to check; give --key-file FILE, --key-file - for standard input, or set KEYSTILE_KEY"))
 		}
 		return key, nil
 	case "-":

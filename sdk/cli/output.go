@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -31,7 +32,7 @@ func (f *format) Set(s string) error {
 		*f = wanted
 		return nil
 	}
-	return fmt.Errorf("must be table, json or yaml")
+	return errors.New("must be table, json or yaml")
 }
 
 // Type names the accepted forms in help texts.

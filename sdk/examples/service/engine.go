@@ -93,8 +93,10 @@ func admit(samples *Samples) gin.HandlerFunc {
 // admitted by [NewEngine]'s chain.
 func TenantFrom(c *gin.Context) Tenant {
 	tenant, _ := c.Get(tenantKey)
-	t, _ := tenant.(Tenant)
-	return t
+	if t, ok := tenant.(Tenant); ok {
+		return t
+	}
+	return Tenant{}
 }
 
 // Read registers the handler for GET and HEAD, which the policies treat alike.

@@ -136,10 +136,11 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 	// The context has ended; what is under way gets one of its own.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	err := server.Shutdown(grace)
-	<-ended
-	if err != nil {
+	if err := server.Shutdown(grace); err != nil {
 		return fmt.Errorf("stop: %w", err)
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
 }
