@@ -2,372 +2,261 @@ package localserver
 
 import (
 	"context"
-	"database/sql"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/lib/pq"
 )
 
-const (
-	superuser = "keystile"
-	// minPostgres is the oldest major version that will do.
-	minPostgres = 14
-	// readyLimit bounds how long a server has to accept connections.
-	readyLimit = 30 * time.Second
-	// maxSocketDirectory leaves room for the socket's name in the 108 bytes of a Unix address.
-	maxSocketDirectory = 80
-)
+// Superuser is the role of URL and SocketURL.
+const Superuser = "keystile"
 
-// PostgresOptions are what StartPostgres needs.
+// PostgresOptions say how to run a private Postgres.
 type PostgresOptions struct {
-	// Dir is where the cluster lives; made if need be, kept for the next start.
+	// Dir is the server's directory, its own alone: made when absent, refused when it
+	// has anything else in it. The data is kept from one start to the next. Required.
 	Dir string
-	// Password is the superuser's, and must be the same at each start.
+	// Password is the superuser's, 1 to 256 printable ASCII characters. It holds from
+	// the first start with a directory on. Empty makes one, which a later start with
+	// the same data could not know: for data that is not kept.
 	Password string
-	// Port on 127.0.0.1; 0 takes a free one.
+	// Port is the TCP port on 127.0.0.1; 0 takes a free one at every start.
 	Port int
-	// FsyncOff trades durability for speed: for tests.
+	// FsyncOff gives durability away for speed, for tests: a crash of the machine, not
+	// of the server, may lose the data.
 	FsyncOff bool
-	// Logger gets what happens; nil discards it.
+	// Programs is the directory of initdb and postgres. Empty searches PATH and where
+	// Debian, Fedora and Homebrew put them, for version 14 or newer, or for the very
+	// version that has made the data.
+	Programs string
+	// Logger gets warnings; nil discards them.
 	Logger *slog.Logger
 }
 
-// Postgres is a running private server. Safe for concurrent use.
+// Postgres is a running server. It prints without its password. Safe for
+// concurrent use.
 type Postgres struct {
-	process  *process
-	password string
-	port     int
-	sockets  string
-	// ownSockets tells that the socket directory is a temporary one.
-	ownSockets bool
+	process *process
+	home    *home
+	port    int
+	sockets string
+	login   *url.Userinfo
 }
 
-// StartPostgres starts a private Postgres and returns when it accepts connections. A
-// server that an earlier start left behind in the same directory is ended first. As
-// root it runs as user postgres or nobody. A *MissingError tells what to install.
-func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
-	binary, err := findPostgres(ctx)
+// StartPostgres starts a private Postgres and returns when it takes connections:
+// about half a second for a new directory, a tenth for an old one. It listens on
+// 127.0.0.1 and a Unix socket, and asks for the password on both. As root it runs
+// as user postgres, else nobody.
+//
+// A server that an earlier, killed process left running in the directory is stopped
+// first. ctx bounds the start alone. Errors to tell apart: *MissingError,
+// *VersionError, *PortInUseError, *InUseError, *UnreachableError, *StartError.
+func StartPostgres(ctx context.Context, o PostgresOptions) (_ *Postgres, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Password == "" {
+		o.Password = rand.Text()
+	}
+	if err := checkPassword(o.Password); err != nil {
+		return nil, err
+	}
+	h, err := openHome(o.Dir)
 	if err != nil {
 		return nil, err
 	}
-	as, name, err := dropPrivileges()
-	if err != nil {
-		return nil, err
-	}
-	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
-		return nil, fmt.Errorf("start Postgres: %w", err)
-	}
-	if err := makeDirectory(o.Dir, as, name); err != nil {
-		return nil, err
-	}
-	data := filepath.Join(o.Dir, "data")
-	if err := endLeftover(ctx, postmasterPID(data), syscall.SIGINT, "postgres", data); err != nil {
-		return nil, err
-	}
-	if err := initCluster(ctx, binary, o, data, as); err != nil {
-		return nil, err
-	}
-	for attempt := 1; ; attempt++ {
-		p, err := startPostgres(ctx, binary, o, data, as)
-		if err == nil || o.Port != 0 || attempt == startAttempts || ctx.Err() != nil {
-			return p, err
-		}
-	}
-}
-
-func findPostgres(ctx context.Context) (string, error) {
-	missing := &MissingError{
-		Program: fmt.Sprintf("PostgreSQL (%d or later)", minPostgres),
-		Install: "on Debian or Ubuntu `apt-get install postgresql`, on Fedora `dnf install postgresql-server`, on macOS `brew install postgresql@17`",
-	}
-	binary, ok := findProgram("postgres", "/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin",
-		"/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin", "/opt/homebrew/bin", "/usr/local/pgsql/bin")
-	if !ok {
-		return "", missing
-	}
-	if _, err := os.Stat(filepath.Join(filepath.Dir(binary), "initdb")); err != nil {
-		missing.Program = "initdb, which belongs beside " + binary + ","
-		return "", missing
-	}
-	major, err := postgresVersion(ctx, binary)
-	if err != nil {
-		return "", err
-	}
-	if major < minPostgres {
-		missing.Program = fmt.Sprintf("PostgreSQL %d or later (%s is version %d)", minPostgres, binary, major)
-		return "", missing
-	}
-	return binary, nil
-}
-
-func postgresVersion(ctx context.Context, binary string) (int, error) {
-	out, err := exec.CommandContext(ctx, binary, "--version").Output() //nolint:gosec // the binary that was found
-	if err != nil {
-		return 0, fmt.Errorf("ask %s for its version: %w", binary, err)
-	}
-	// "postgres (PostgreSQL) 17.2 (Debian …)", "postgres (PostgreSQL) 18beta1"
-	for field := range strings.FieldsSeq(string(out)) {
-		digits := strings.IndexFunc(field, func(r rune) bool { return r < '0' || r > '9' })
-		if digits < 0 {
-			digits = len(field)
-		}
-		if n, err := strconv.Atoi(field[:digits]); err == nil {
-			return n, nil
-		}
-	}
-	return 0, fmt.Errorf("%s does not tell its version", binary)
-}
-
-// postmasterPID reads the number of the server that holds a data directory, or 0.
-func postmasterPID(data string) int {
-	raw, err := os.ReadFile(filepath.Join(data, "postmaster.pid")) //nolint:gosec // our own directory
-	if err != nil {
-		return 0
-	}
-	first, _, _ := strings.Cut(string(raw), "\n")
-	pid, _ := strconv.Atoi(strings.TrimSpace(first)) // 0 for what is no number
-	return pid
-}
-
-// initCluster makes the cluster, unless it is there: beside its place and then by
-// rename, so that one that was interrupted is never taken for whole.
-func initCluster(ctx context.Context, binary string, o PostgresOptions, data string, as *syscall.Credential) error {
-	if raw, err := os.ReadFile(filepath.Join(data, "PG_VERSION")); err == nil { //nolint:gosec // our own directory
-		major, err := postgresVersion(ctx, binary)
+	defer func() {
 		if err != nil {
-			return err
+			h.close()
 		}
-		if made := strings.TrimSpace(string(raw)); made != strconv.Itoa(major) {
-			return fmt.Errorf("%s was made by PostgreSQL %s, but %s is version %d: install PostgreSQL %s, or remove the directory to start afresh",
-				data, made, binary, major, made)
-		}
-		return nil
-	}
-	fresh := data + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
-		return fmt.Errorf("make a Postgres cluster: %w", err)
-	}
-	passwordFile := filepath.Join(o.Dir, "password")
-	if err := writeOwned(passwordFile, o.Password+"\n", as); err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(passwordFile) }()
-	args := []string{
-		"-D", fresh, "-U", superuser, "--auth=scram-sha-256", "--pwfile=" + passwordFile, "--encoding=UTF8", "--locale=C", "--no-instructions",
-	}
-	if o.FsyncOff {
-		args = append(args, "--no-sync")
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(binary), "initdb"), args...) //nolint:gosec // the binary that was found
-	cmd.Dir = o.Dir
-	cmd.SysProcAttr = childAttributes(syscall.SIGKILL)
-	cmd.SysProcAttr.Credential = as
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("make a Postgres cluster in %s: %w: %s", data, err, strings.TrimSpace(string(out)))
-	}
-	if err := os.Rename(fresh, data); err != nil {
-		return fmt.Errorf("make a Postgres cluster: %w", err)
-	}
-	return nil
-}
-
-func writeOwned(path, content string, as *syscall.Credential) error {
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if as == nil {
-		return nil
-	}
-	if err := os.Chown(path, int(as.Uid), int(as.Gid)); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
-}
-
-func startPostgres(ctx context.Context, binary string, o PostgresOptions, data string, as *syscall.Credential) (p *Postgres, err error) {
-	p = &Postgres{password: o.Password}
-	if p.port, err = choosePort(ctx, o.Port); err != nil {
-		return nil, err
-	}
-	if err := p.chooseSockets(o.Dir, as); err != nil {
-		return nil, err
-	}
-	logPath := filepath.Join(o.Dir, "server.log")
-	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) //nolint:gosec // our own directory
+	}()
+	data := h.path(dataName)
+	as, err := chooseAccount(data, "postgres", "_postgres", "nobody")
 	if err != nil {
-		return nil, fmt.Errorf("start Postgres: %w", err)
+		return nil, err
 	}
-	defer func() { _ = log.Close() }()
+	want, err := dataVersion(data)
+	if err != nil {
+		return nil, err
+	}
+	dirs := []string{o.Programs}
+	if o.Programs == "" {
+		dirs = postgresDirs(os.Getenv("PATH"))
+	} else if !executable(filepath.Join(o.Programs, "initdb")) || !executable(filepath.Join(o.Programs, "postgres")) {
+		return nil, postgresMissing([]string{"not in " + o.Programs})
+	}
+	bin, err := choosePostgres(ctx, dirs, as, h.dir, want)
+	if err != nil {
+		return nil, err
+	}
+	if err := reach(ctx, filepath.Join(bin.dir, "postgres"), h.dir, as); err != nil {
+		return nil, err
+	}
+	c := cluster{bin: bin, home: h, as: as, data: data, options: o}
+	if err := c.recover(ctx); err != nil {
+		return nil, err
+	}
+	if want == 0 {
+		if err := c.initialize(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return c.start(ctx)
+}
+
+// start tries ports until one holds, the wanted one once.
+func (c *cluster) start(ctx context.Context) (*Postgres, error) {
+	sockets, err := c.home.socketDir(c.as, ".s.PGSQL.65535.lock")
+	if err != nil {
+		return nil, err
+	}
+	// The backends of a killed server end by themselves, but keep the data until then.
+	patience := time.Now().Add(politeStop)
+	for attempt := 1; ; {
+		port, err := freePort(ctx, "Postgres", c.options.Port)
+		if err != nil {
+			return nil, err
+		}
+		p, err := c.startOn(ctx, port, sockets)
+		var ended *StartError
+		switch {
+		case err == nil:
+			return p, nil
+		case !errors.As(err, &ended):
+			return nil, err
+		case strings.Contains(ended.Said, "Address already in use"):
+			if c.options.Port != 0 {
+				return nil, &PortInUseError{Server: "Postgres", Port: port}
+			}
+			if attempt++; attempt > portAttempts {
+				return nil, err
+			}
+		case strings.Contains(ended.Said, "is still in use") && time.Now().Before(patience):
+			if err := pause(ctx, 10*pollEvery); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, err
+		}
+	}
+}
+
+func (c *cluster) startOn(ctx context.Context, port int, sockets string) (*Postgres, error) {
 	args := []string{
-		"-D", data, "-p", strconv.Itoa(p.port), "-k", p.sockets, "-c", "listen_addresses=127.0.0.1",
-		"-c", "unix_socket_permissions=0700", "-c", "max_connections=100", "-c", "logging_collector=off",
+		"-D", c.data,
+		"-c", "listen_addresses=" + loopback,
+		"-c", "port=" + strconv.Itoa(port),
+		"-c", "unix_socket_directories=" + sockets,
+		"-c", "unix_socket_permissions=0700",
+		"-c", "password_encryption=scram-sha-256",
+		"-c", "max_connections=200",
+		"-c", "timezone=UTC",
+		"-c", "log_timezone=UTC",
+		// A statement that fails may hold a password: it is not logged.
+		"-c", "log_min_error_statement=panic",
+		"-c", "log_statement=none",
 	}
-	if o.FsyncOff {
+	if c.options.FsyncOff {
 		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 	}
-	cmd := exec.Command(binary, args...) //nolint:gosec,noctx // its life is Stop's, not ctx's
-	cmd.Dir = o.Dir
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	if p.process, err = startProcess(cmd, as, syscall.SIGINT); err != nil {
+	process, err := runProcess(command{
+		name: "Postgres", file: filepath.Join(c.bin.dir, "postgres"), args: args, dir: c.data,
+		logFile: c.home.path(logName), as: c.as, log: c.options.Logger,
+		// Fast shutdown, then immediate; SIGTERM would wait for clients.
+		polite: syscall.SIGINT, firm: syscall.SIGQUIT,
+	})
+	if err != nil {
 		return nil, err
 	}
-	if err := p.waitReady(ctx); err != nil {
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return nil, errors.Join(fmt.Errorf("start Postgres in %s: %w; its log ends with:\n%s", o.Dir, err, tail(logPath)), p.Stop(stop))
+	p := &Postgres{
+		process: process, home: c.home, port: port, sockets: sockets, login: url.UserPassword(Superuser, c.options.Password),
 	}
-	if o.Logger != nil {
-		o.Logger.Debug("Postgres is ready", slog.Int("port", p.port), slog.Int("pid", p.PID()))
+	err = process.awaitReady(ctx, func(context.Context) (bool, error) { return c.isReady(process.os.Pid), nil })
+	if err == nil {
+		err = p.checkLogin(ctx)
+	}
+	if err != nil {
+		process.stop(ctx)
+		return nil, err
 	}
 	return p, nil
 }
 
-// chooseSockets takes a directory in the cluster's own, or a short temporary one
-// where that would be too long for a Unix address.
-func (p *Postgres) chooseSockets(dir string, as *syscall.Credential) error {
-	p.sockets = filepath.Join(dir, "sockets")
-	if len(p.sockets) > maxSocketDirectory {
-		var err error
-		if p.sockets, err = os.MkdirTemp("/tmp", "ks-"); err != nil {
-			return fmt.Errorf("make a directory for sockets: %w", err)
-		}
-		p.ownSockets = true
-	}
-	if err := os.MkdirAll(p.sockets, 0o700); err != nil {
-		return fmt.Errorf("make a directory for sockets: %w", err)
-	}
-	if as == nil {
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("wait for an earlier server to end: %w", ctx.Err())
+	case <-t.C:
 		return nil
 	}
-	if err := os.Chown(p.sockets, int(as.Uid), int(as.Gid)); err != nil {
-		return fmt.Errorf("make a directory for sockets: %w", err)
-	}
-	return nil
 }
 
-func (p *Postgres) waitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyLimit, fmt.Errorf("it did not accept connections within %v", readyLimit))
-	defer cancel()
-	connector, err := pq.NewConnector(p.URL("postgres"))
-	if err != nil {
-		return errors.New("its URL is not accepted by lib/pq")
-	}
-	db := sql.OpenDB(connector)
-	defer func() { _ = db.Close() }()
-	retry := time.NewTicker(10 * time.Millisecond)
-	defer retry.Stop()
-	for {
-		err := db.PingContext(ctx)
-		if err == nil {
-			return nil
-		}
-		var answered *pq.Error
-		if errors.As(err, &answered) && answered.Code.Class() == "28" {
-			return errors.New("it refuses the password: the data directory was made with another one")
-		}
-		select {
-		case <-retry.C:
-		case <-p.process.done:
-			return errors.New("it ended at once")
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
+// URL returns a lib/pq URL for the superuser over loopback. It holds the password.
+func (p *Postgres) URL(database string) string { return p.url(p.login, database) }
 
-// URL returns the superuser's lib/pq URL of a database, over loopback TCP.
-func (p *Postgres) URL(database string) string { return p.UserURL(database, superuser, p.password) }
-
-// UserURL returns the lib/pq URL of a database for another role.
+// UserURL is URL for another role.
 func (p *Postgres) UserURL(database, role, password string) string {
+	return p.url(url.UserPassword(role, password), database)
+}
+
+func (p *Postgres) url(login *url.Userinfo, database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.UserPassword(role, password), Path: "/" + database, RawQuery: "sslmode=disable",
-		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)),
+		Scheme: "postgres", User: login, Host: address(p.port), Path: "/" + database, RawQuery: "sslmode=disable",
 	}
 	return u.String()
 }
 
-// SocketURL returns the superuser's lib/pq URL of a database, over the Unix socket.
+// SocketURL is URL over the Unix socket, which only the server's user and root can open.
 func (p *Postgres) SocketURL(database string) string {
 	q := url.Values{"host": {p.sockets}, "port": {strconv.Itoa(p.port)}, "sslmode": {"disable"}}
-	u := url.URL{Scheme: "postgres", User: url.UserPassword(superuser, p.password), Path: "/" + database, RawQuery: q.Encode()}
+	u := url.URL{Scheme: "postgres", User: p.login, Path: "/" + database, RawQuery: q.Encode()}
 	return u.String()
 }
 
-// PID returns the postmaster's process number.
-func (p *Postgres) PID() int { return p.process.cmd.Process.Pid }
-
-// Port returns the port on 127.0.0.1.
+// Port is the TCP port on 127.0.0.1.
 func (p *Postgres) Port() int { return p.port }
 
-// Done is closed when the server has ended, by Stop or by itself.
+// PID is the server's process id.
+func (p *Postgres) PID() int { return p.process.os.Pid }
+
+// Done is closed when the server has ended, by itself or by Stop.
 func (p *Postgres) Done() <-chan struct{} { return p.process.done }
 
-// Stop ends the server: at once for its clients, but with its data written; when that
-// takes too long, by force. It waits for the end. Stopping twice is harmless.
+// Stop ends the server and waits until it has ended: at once for clients, orderly
+// for the data; after 5 s immediately; after 2 s more, or when ctx ends, killed,
+// from which the next start recovers. It may be called again, and for a server that
+// has ended by itself. The error is always nil so far.
 func (p *Postgres) Stop(ctx context.Context) error {
-	p.process.stop(ctx, syscall.SIGINT, syscall.SIGQUIT)
-	if p.ownSockets {
-		if err := os.RemoveAll(p.sockets); err != nil {
-			return fmt.Errorf("remove a directory for sockets: %w", err)
-		}
-	}
+	p.process.stop(ctx)
+	removeSocketDir(p.sockets)
+	p.home.close()
 	return nil
 }
 
-// CreateDatabase makes a database, unless it is there. With a role, that role is made
-// too, can log in with the password, and owns the database; nobody else connects to it.
-func (p *Postgres) CreateDatabase(ctx context.Context, name, role, password string) error {
-	connector, err := pq.NewConnector(p.URL("postgres"))
-	if err != nil {
-		return errors.New("create a database: the URL is not accepted by lib/pq")
-	}
-	db := sql.OpenDB(connector)
-	defer func() { _ = db.Close() }()
-	owner := superuser
-	if role != "" {
-		owner = role
-		if err := ensure(ctx, db, `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)`, role,
-			"CREATE ROLE "+pq.QuoteIdentifier(role)+" LOGIN"); err != nil {
-			return err
-		}
-		_, err := db.ExecContext(ctx, "ALTER ROLE "+pq.QuoteIdentifier(role)+" PASSWORD "+pq.QuoteLiteral(password))
-		if err != nil {
-			return fmt.Errorf("set the password of role %s: %w", role, err)
-		}
-	}
-	if err := ensure(ctx, db, `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)`, name,
-		"CREATE DATABASE "+pq.QuoteIdentifier(name)+" OWNER "+pq.QuoteIdentifier(owner)); err != nil {
-		return err
-	}
-	if _, err := db.ExecContext(ctx, "REVOKE CONNECT ON DATABASE "+pq.QuoteIdentifier(name)+" FROM PUBLIC"); err != nil {
-		return fmt.Errorf("close database %s to others: %w", name, err)
-	}
-	return nil
-}
+// String names the server without its password.
+func (p *Postgres) String() string { return "Postgres at " + address(p.port) }
 
-func ensure(ctx context.Context, db *sql.DB, exists, name, create string) error {
-	var there bool
-	if err := db.QueryRowContext(ctx, exists, name).Scan(&there); err != nil {
-		return fmt.Errorf("look for %s: %w", name, err)
+// GoString is String, so that %#v shows no password either.
+func (p *Postgres) GoString() string { return p.String() }
+
+// checkPassword keeps to what needs no thought in any place where it is written.
+func checkPassword(password string) error {
+	if len(password) > 256 {
+		return errors.New("a server's password must have at most 256 characters")
 	}
-	if there {
-		return nil
-	}
-	if _, err := db.ExecContext(ctx, create); err != nil {
-		return fmt.Errorf("make %s: %w", name, err)
+	for i := range len(password) {
+		if password[i] <= ' ' || password[i] > '~' {
+			return errors.New("a server's password must be printable ASCII without spaces")
+		}
 	}
 	return nil
 }
