@@ -1,0 +1,243 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/open-policy-agent/opa/v1/util"
+)
+
+// Snapshot is one compiled policy. It is immutable and safe for concurrent use.
+type Snapshot struct {
+	revision string
+	compiler *ast.Compiler
+	store    storage.Store
+	txn      storage.Transaction
+	check    ast.Body
+}
+
+// Revision returns "sha256:" and the hex of a hash of the policy's content, tests
+// included. It does not depend on where the files come from.
+func (s *Snapshot) Revision() string { return s.revision }
+
+// The entry points, which every policy must have.
+const (
+	checkEntrypoint = "data.keystile.check.decision"
+	adminEntrypoint = "data.keystile.admin.decision"
+)
+
+// Load reads a policy, compiles it strictly in the sandbox and returns it ready
+// for an Engine. The *_test.rego files must compile too, but are not part of what
+// is evaluated.
+//
+// Errors name file, line and reason; there can be several, joined. A policy is
+// refused whole: there is no part of a Snapshot.
+func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
+	files, err := readSource(ctx, fsys)
+	if err != nil {
+		return nil, err
+	}
+	data, err := parseData(files)
+	if err != nil {
+		return nil, err
+	}
+	live, all, err := parseModules(files)
+	if err != nil {
+		return nil, err
+	}
+	// Once with the tests, for what is wrong in them, and once without: a test
+	// must not be able to change what is decided.
+	whole, err := compile(ctx, all, data, true)
+	if err != nil {
+		return nil, err
+	}
+	if err := foldConstants(ctx, whole, live); err != nil {
+		return nil, err
+	}
+	s, err := compile(ctx, live, data, false)
+	if err != nil {
+		return nil, err
+	}
+	s.revision = revisionOf(files)
+	return s, nil
+}
+
+// compile compiles in the sandbox. Strict goes for what was written; once constants
+// are folded, an import may be left that nothing uses.
+func compile(ctx context.Context, modules map[string]*ast.Module, data map[string]any, strict bool) (*Snapshot, error) {
+	caps, err := sandbox()
+	if err != nil {
+		return nil, err
+	}
+	schemas, err := inputSchemas()
+	if err != nil {
+		return nil, err
+	}
+	store := inmem.NewFromObjectWithOpts(data, inmem.OptReturnASTValuesOnRead(true))
+	// Nothing is ever written, so one read transaction serves every evaluation.
+	txn, err := store.NewTransaction(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open the policy's data: %w", err)
+	}
+	copies := make(map[string]*ast.Module, len(modules))
+	for name, module := range modules {
+		copies[name] = module.Copy() // compiling rewrites modules
+	}
+	compiler := ast.NewCompiler().
+		WithStrict(strict).
+		WithCapabilities(caps).
+		WithSchemas(schemas).
+		WithUseTypeCheckAnnotations(true).
+		WithEnablePrintStatements(false).
+		WithPathConflictsCheck(storage.NonEmpty(ctx, store, txn))
+	if compiler.Compile(copies); compiler.Failed() {
+		return nil, compileErrors(compiler.Errors)
+	}
+	s := &Snapshot{compiler: compiler, store: store, txn: txn}
+	for _, entrypoint := range []string{checkEntrypoint, adminEntrypoint} {
+		if len(compiler.GetRulesExact(ast.MustParseRef(entrypoint))) == 0 {
+			return nil, fmt.Errorf("the policy has no rule %s", entrypoint)
+		}
+	}
+	if s.check, err = prepare(compiler, checkEntrypoint); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// resultVar is the variable that a prepared query binds to the entry point's value.
+const resultVar = ast.Var("result")
+
+func prepare(compiler *ast.Compiler, entrypoint string) (ast.Body, error) {
+	query, err := ast.ParseBody(string(resultVar) + " = " + entrypoint)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", entrypoint, err)
+	}
+	body, err := compiler.QueryCompiler().Compile(query)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", entrypoint, err)
+	}
+	return body, nil
+}
+
+func compileErrors(errs ast.Errors) error {
+	joined := make([]error, len(errs))
+	for i, err := range errs {
+		joined[i] = err
+	}
+	return errors.Join(joined...)
+}
+
+// parseModules parses all .rego files. The first map leaves out the tests.
+func parseModules(files []file) (live, all map[string]*ast.Module, err error) {
+	live, all = make(map[string]*ast.Module), make(map[string]*ast.Module)
+	caps, err := sandbox()
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	for _, f := range files {
+		if !f.isRego() {
+			continue
+		}
+		module, err := ast.ParseModuleWithOpts(f.path, string(f.content), ast.ParserOptions{
+			ProcessAnnotation: true, RegoVersion: ast.RegoV1, Capabilities: caps,
+		})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		test := strings.HasSuffix(lastOf(module.Package.Path), "_test")
+		if test != f.isTest() {
+			errs = append(errs, fmt.Errorf("%s: tests stand in files *_test.rego with a package *_test, and nothing else does",
+				module.Package.Location))
+			continue
+		}
+		all[f.path] = module
+		if !test {
+			live[f.path] = module
+		}
+	}
+	return live, all, errors.Join(errs...)
+}
+
+func lastOf(ref ast.Ref) string {
+	last, _ := ref[len(ref)-1].Value.(ast.String)
+	return string(last)
+}
+
+// parseData puts each data.yaml at the place that its folder names.
+func parseData(files []file) (map[string]any, error) {
+	root := map[string]any{}
+	for _, f := range files {
+		if f.isRego() {
+			continue
+		}
+		var value map[string]any
+		// util.Unmarshal is what the stock tools read YAML 1.2 with.
+		if err := util.Unmarshal(f.content, &value); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path, err)
+		}
+		if err := place(root, path.Dir(f.path), value); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path, err)
+		}
+	}
+	return root, nil
+}
+
+func place(root map[string]any, dir string, value map[string]any) error {
+	at := root
+	if dir != "." {
+		for name := range strings.SplitSeq(dir, "/") {
+			next, ok := at[name]
+			if !ok {
+				next = map[string]any{}
+				at[name] = next
+			}
+			at, ok = next.(map[string]any)
+			if !ok {
+				return fmt.Errorf("its folder is already data of a folder above, at %q", name)
+			}
+		}
+	}
+	for name, v := range value {
+		if _, ok := at[name]; ok {
+			return fmt.Errorf("%q is already data of another file", name)
+		}
+		at[name] = v
+	}
+	return nil
+}
+
+// run evaluates one prepared query. An undefined result is nil. Builtin errors are
+// errors: under a `not` they would allow.
+func (s *Snapshot) run(ctx context.Context, body ast.Body, input *ast.Term, cancel topdown.Cancel) (ast.Value, error) {
+	var result ast.Value
+	query := topdown.NewQuery(body).
+		WithCompiler(s.compiler).
+		WithStore(s.store).
+		WithTransaction(s.txn).
+		WithInput(input).
+		WithCancel(cancel).
+		WithStrictBuiltinErrors(true).
+		WithMetrics(metrics.NoOp())
+	err := query.Iter(ctx, func(bindings topdown.QueryResult) error {
+		if term, ok := bindings[resultVar]; ok {
+			result = term.Value
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
+}

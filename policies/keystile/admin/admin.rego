@@ -1,0 +1,86 @@
+# METADATA
+# title: Management
+# description: |
+#   Decides whether an actor may do a management action. It can only narrow what Go and SQL allow: the
+#   walls between organizations and the ceilings of roles stand there.
+# scope: package
+# schemas:
+#   - input: schema.admin
+package keystile.admin
+
+# METADATA
+# title: Decision
+# description: The whole answer. It allows only when the role permits the action here and nothing is against it.
+# entrypoint: true
+decision := {"allow": true, "reasons": []} if {
+	permitted
+	count(reason) == 0
+} else := {"allow": false, "reasons": sort(reason)}
+
+# METADATA
+# title: Not permitted
+# description: not_permitted. The role does not permit this action here.
+reason contains {
+	"code": "not_permitted",
+	"message": "The role does not permit this action here.",
+} if {
+	not permitted
+}
+
+# METADATA
+# title: Live key lives too long
+# description: |
+#   key_lifetime. Data bounds the life of live keys, and this one would live longer, for ever, or from an
+#   unknown day on. Off while the bound is 0.
+reason contains {
+	"code": "key_lifetime",
+	"message": sprintf("A live key must expire within %d days of its creation.", [max_days]),
+} if {
+	max_days > 0
+	input.action in {"keys.create", "keys.import", "keys.update"}
+	wanted.environment == "live"
+	not short_lived
+}
+
+# METADATA
+# title: Permitted
+# description: A platform admin may do everything; the other roles what data says, in their own organization.
+# scope: document
+permitted if input.actor.role == "platform_admin"
+
+permitted if {
+	input.actor.organization != ""
+	input.actor.organization == input.organization.id
+	[resource, verb] := split(input.action, ".")
+	some allowed in granted[input.actor.role][resource]
+	allowed in {"*", verb}
+}
+
+# METADATA
+# title: Wanted
+# description: The resource as it would be.
+wanted := object.union(
+	object_or_empty(object.get(input, "current", null)),
+	object_or_empty(object.get(input, "wanted", null)),
+)
+
+object_or_empty(x) := x if is_object(x)
+
+object_or_empty(x) := {} if not is_object(x)
+
+short_lived if {
+	is_string(wanted.expires_at)
+	is_string(wanted.created_at)
+	life := time.parse_rfc3339_ns(wanted.expires_at) - time.parse_rfc3339_ns(wanted.created_at)
+	life <= max_days * nanoseconds_a_day
+}
+
+nanoseconds_a_day := ((24 * 60) * 60) * 1000000000
+
+# What stands in data.yaml.
+
+# regal ignore:unresolved-reference
+granted := data.keystile.admin.roles
+
+# regal ignore:unresolved-reference
+max_days := data.keystile.admin.live_key_max_days

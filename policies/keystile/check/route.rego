@@ -1,0 +1,89 @@
+package keystile.check
+
+import data.keystile.catalog
+
+# METADATA
+# title: Ambiguous path
+# description: ambiguous_path. Two readers could understand the path differently, so it matches no route.
+reason contains {
+	"code": "ambiguous_path",
+	"message": "The path can be read in more than one way; send it without encoded or empty segments.",
+} if {
+	input.request.ambiguous
+}
+
+# METADATA
+# title: Unknown route
+# description: unknown_route. The catalogue has no such method and path. Its status is the catalogue's.
+reason contains {
+	"code": "unknown_route",
+	"message": "No route of the catalogue has this method and path.",
+	"status": catalog.unknown_route_status,
+} if {
+	path_given
+	not input.request.ambiguous
+	matched.route == null
+}
+
+# METADATA
+# title: Unknown action
+# description: unknown_route. The action is not a scope of the catalogue.
+reason contains {
+	"code": "unknown_route",
+	"message": "The action is not a scope of the catalogue.",
+	"status": catalog.unknown_route_status,
+} if {
+	input.request.action != ""
+	not action_known
+}
+
+# METADATA
+# title: Nothing asked
+# description: unknown_route. Neither a method and path nor an action was given.
+reason contains {
+	"code": "unknown_route",
+	"message": "Neither a method and path nor an action was given.",
+	"status": catalog.unknown_route_status,
+} if {
+	not path_given
+	input.request.action == ""
+}
+
+# METADATA
+# title: Unprotected route
+# description: policy_denied. The catalogue names no scope for the route, and without a scope nothing is allowed.
+reason contains {
+	"code": "policy_denied",
+	"message": "The catalogue names no scope for this route.",
+} if {
+	matched.route != null
+	matched.scopes == []
+}
+
+# METADATA
+# title: Matched route
+# description: |
+#   The route that the path matches, with its scopes. A literal segment wins over a variable one, the
+#   leftmost first. An ambiguous path matches nothing.
+# scope: document
+default matched := {"route": null, "scopes": []}
+
+matched := catalog.literal_routes[input.request.method][input.request.path] if {
+	input.request.ambiguous == false
+} else := variable_matches[0] if {
+	input.request.ambiguous == false
+}
+
+variable_matches := [route |
+	size := format_int(count(input.request.segments), 10)
+	some shape in catalog.variable_routes[input.request.method][size]
+	literals := [segment | some i in shape.literals; segment := input.request.segments[i]]
+	route := shape.routes[literals]
+]
+
+path_given if input.request.method != ""
+
+path_given if input.request.path != ""
+
+# A scope of the catalogue is an object, so it holds.
+action_known if catalog.scopes[input.request.action]

@@ -1,0 +1,8 @@
+# METADATA
+# title: Deny rules
+# description: |
+#   One folder a rule. Its `deny` is a set of {"code", "message"}; the check collects it by itself.
+# scope: subpackages
+# schemas:
+#   - input: schema.check
+package keystile.rules
