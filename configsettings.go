@@ -1,0 +1,254 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/store"
+)
+
+// setting is one thing that can be configured: KEYSTILE_NAME, --name, or name in a file.
+type setting struct {
+	// name is in lower case with underscores, without the prefix.
+	name string
+	// form tells the accepted form, for messages and help.
+	form     string
+	fallback string
+	// secret settings have no flag and are never printed.
+	secret bool
+	// parse checks a value and puts it into c. Nil for names that are known and not
+	// the service's own: those of clients, and what dev hands to a command.
+	parse func(c *Config, value string) error
+	// planned settings belong to parts that this version does not have: setting one
+	// is refused, because ignoring it could open what it was meant to close.
+	planned bool
+}
+
+// variable returns the environment variable's name.
+func (s setting) variable() string { return configPrefix + strings.ToUpper(s.name) }
+
+// flag returns the flag's name without dashes.
+func (s setting) flag() string { return strings.ReplaceAll(s.name, "_", "-") }
+
+// settings is the whole table, in the order of the documentation.
+func settings() []setting {
+	return []setting{
+		{
+			name: "listen", form: "host:port of the check API; port 0 takes a free one", fallback: "127.0.0.1:8080",
+			parse: parseAddress(func(c *Config) *string { return &c.Listen }),
+		},
+		{name: "admin_listen", form: "host:port of the management API", planned: true},
+		{
+			name: "ops_listen", form: "host:port of /metrics and detailed /readyz", fallback: "127.0.0.1:9090",
+			parse: parseAddress(func(c *Config) *string { return &c.OpsListen }),
+		},
+		{name: "grpc_listen", form: "host:port of Envoy's ext_authz", planned: true},
+		{name: "public_listen", form: "host:port for leak reports", planned: true},
+		{
+			name: "pprof", form: "true or false: profiles on the ops listener", fallback: "false",
+			parse: parseBool(func(c *Config) *bool { return &c.Pprof }),
+		},
+		{name: "tls_cert", form: "file with a certificate chain in PEM form", parse: parseText(func(c *Config) *string { return &c.TLSCert })},
+		{name: "tls_key", form: "file with the certificate's key in PEM form", parse: parseText(func(c *Config) *string { return &c.TLSKey })},
+		{
+			name: "tls_client_ca", form: "file with authorities in PEM form; clients must then show a certificate",
+			parse: parseText(func(c *Config) *string { return &c.TLSClientCA }),
+		},
+		{
+			name: "insecure_plaintext", form: "true or false: plain HTTP on an address that is not loopback", fallback: "false",
+			parse: parseBool(func(c *Config) *bool { return &c.InsecurePlaintext }),
+		},
+		{
+			name: "database_url", form: "postgres://user:password@host:5432/database", secret: true,
+			parse: func(c *Config, v string) (err error) { c.DatabaseURL, err = store.ParseDatabaseURL(v); return err },
+		},
+		{
+			name: "redis_url", form: "redis://, rediss:// or unix://; with addr= parameters a Redis Cluster", secret: true,
+			parse: parseText(func(c *Config) *string { return &c.RedisURL }),
+		},
+		{
+			name: "peppers", form: "id:base64[,...], at least 32 bytes each, the first for new keys", secret: true,
+			parse: func(c *Config, v string) (err error) { c.Peppers, err = authz.ParsePeppers(v); return err },
+		},
+		{
+			name: "key_prefix", form: "a lower-case letter, then up to 15 lower-case letters or digits", fallback: authz.DefaultKeyPrefix,
+			parse: func(c *Config, v string) (err error) { c.KeyFormat, err = authz.NewKeyFormat(v); return err },
+		},
+		{name: "policy_dir", form: "directory with policies, in place of the built-in ones", parse: parseText(func(c *Config) *string { return &c.PolicyDir })},
+		{name: "policy_bundle_url", form: "URL of an OPA bundle", planned: true},
+		{name: "policy_bundle_key", form: "public key of the bundle's signature", planned: true},
+		{
+			name: "on_limiter_outage", form: "local, closed or open", fallback: string(authz.LimiterLocal),
+			parse: parseEnum(func(c *Config) *authz.LimiterMode { return &c.OnLimiterOutage },
+				authz.LimiterLocal, authz.LimiterClosed, authz.LimiterOpen),
+		},
+		{name: "stale_max", form: "duration between 1s and 24h", fallback: store.DefaultStaleMax.String(), parse: parseStaleMax},
+		{name: "public_url", form: "absolute http or https URL without query", parse: parsePublicURL},
+		{name: "realm", form: "printable ASCII without quotes", fallback: "api", parse: parseRealm},
+		{
+			name: "opaque_401", form: "true or false: one 401 for all reasons", fallback: "false",
+			parse: parseBool(func(c *Config) *bool { return &c.Opaque401 }),
+		},
+		{name: "trusted_proxies", form: "CIDRs, separated by commas; for management addresses only", parse: parseCIDRs},
+		{
+			name: "deployment", form: "dev to join the demonstration of keystile dev, else empty",
+			parse: func(c *Config, v string) error {
+				if v != "" && v != store.DeploymentDev {
+					return fmt.Errorf("there is no such deployment")
+				}
+				c.Deployment = v
+				return nil
+			},
+		},
+		{
+			name: "log_level", form: "debug, info, warn or error", fallback: "info",
+			parse: func(c *Config, v string) error { return c.LogLevel.UnmarshalText([]byte(v)) },
+		},
+		{
+			name: "log_format", form: "text or json", fallback: "text",
+			parse: parseEnum(func(c *Config) *string { return &c.LogFormat }, "text", "json"),
+		},
+		{name: "url", form: "URL of the service, for clients"},
+		{name: "token", form: "a caller's token, for clients", secret: true},
+		{name: "admin_token", form: "an admin's token, for clients", secret: true},
+		{name: "key", form: "an API key, for keystile check", secret: true},
+		{name: "token_tickets", form: "the tickets app's token, for the example apps", secret: true},
+		{name: "token_customers", form: "the customers app's token, for the example apps", secret: true},
+	}
+}
+
+func parseText(field func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		*field(c) = v
+		return nil
+	}
+}
+
+func parseBool(field func(*Config) *bool) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		b, err := strconv.ParseBool(v)
+		if err != nil || v != "true" && v != "false" {
+			return fmt.Errorf("must be true or false")
+		}
+		*field(c) = b
+		return nil
+	}
+}
+
+func parseEnum[T ~string](field func(*Config) *T, accepted ...T) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		for _, a := range accepted {
+			if T(v) == a {
+				*field(c) = a
+				return nil
+			}
+		}
+		return fmt.Errorf("is none of them")
+	}
+}
+
+func parseAddress(field func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		_, port, err := net.SplitHostPort(v)
+		if err != nil {
+			return fmt.Errorf("has no host:port form")
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return fmt.Errorf("port must be a number from 0 to 65535")
+		}
+		*field(c) = v
+		return nil
+	}
+}
+
+func parseStaleMax(c *Config, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return fmt.Errorf("is not a duration like 5m")
+	}
+	if d < time.Second || d > 24*time.Hour {
+		return fmt.Errorf("is out of range")
+	}
+	c.StaleMax = d
+	return nil
+}
+
+func parsePublicURL(c *Config, v string) error {
+	if v == "" {
+		return nil
+	}
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return fmt.Errorf("is not such a URL")
+	}
+	c.PublicURL = u
+	return nil
+}
+
+func parseRealm(c *Config, v string) error {
+	for _, r := range v {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return fmt.Errorf("has another character")
+		}
+	}
+	if v == "" || len(v) > 64 {
+		return fmt.Errorf("must have 1 to 64 characters")
+	}
+	c.Realm = v
+	return nil
+}
+
+func parseCIDRs(c *Config, v string) error {
+	for part := range strings.SplitSeq(v, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if err != nil {
+			return fmt.Errorf("has a part that is not a CIDR like 10.0.0.0/8")
+		}
+		c.TrustedProxies = append(c.TrustedProxies, prefix.Masked())
+	}
+	return nil
+}
+
+// Config is the service's configuration, checked. It holds secrets, so it prints as
+// its name alone, however it is printed; `config show` tells what is in it.
+type Config struct {
+	Listen, OpsListen            string
+	Pprof, InsecurePlaintext     bool
+	TLSCert, TLSKey, TLSClientCA string
+	DatabaseURL                  store.DatabaseURL
+	RedisURL                     string
+	Peppers                      authz.Peppers
+	KeyFormat                    authz.KeyFormat
+	PolicyDir                    string
+	OnLimiterOutage              authz.LimiterMode
+	StaleMax                     time.Duration
+	PublicURL                    *url.URL
+	Realm                        string
+	Opaque401                    bool
+	TrustedProxies               []netip.Prefix
+	Deployment                   string
+	LogLevel                     slog.Level
+	LogFormat                    string
+}
+
+const configText = "Config[REDACTED]"
+
+// Format implements fmt.Formatter, so that no verb reaches a secret.
+func (Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, configText) }
+
+// MarshalText implements encoding.TextMarshaler (JSON, YAML).
+func (Config) MarshalText() ([]byte, error) { return []byte(configText), nil }
+
+// LogValue implements slog.LogValuer.
+func (Config) LogValue() slog.Value { return slog.StringValue(configText) }

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+)
+
+func newConfigCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "config", Short: "Look at the configuration", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newConfigShowCommand())
+	return cmd
+}
+
+// shownSetting is one setting as `config show` prints it.
+type shownSetting struct {
+	Name   string       `json:"name"   yaml:"name"`
+	Value  string       `json:"value"  yaml:"value"`
+	Source configSource `json:"source" yaml:"source"`
+	Form   string       `json:"form"   yaml:"form"`
+}
+
+func newConfigShowCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Print what is in force and where it comes from, secrets redacted",
+		Args:  cobra.NoArgs,
+	}
+	var output string
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	read := addValueFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		values, err := read(cmd)
+		if err != nil {
+			return err
+		}
+		for _, w := range values.warnings {
+			_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+		}
+		if err := printSettings(cmd.OutOrStdout(), output, values); err != nil {
+			return err
+		}
+		// What is in force has been shown; whether serve would take it is told as well.
+		_, err = values.check(needsNothing)
+		return err
+	}
+	return cmd
+}
+
+func printSettings(w io.Writer, output string, values configValues) error {
+	var shown []shownSetting
+	for _, s := range settings() {
+		row := shownSetting{Name: s.variable(), Value: values.text[s.name], Source: values.source[s.name], Form: s.form}
+		if s.secret && row.Value != "" {
+			row.Value = "[REDACTED]"
+		}
+		shown = append(shown, row)
+	}
+	var err error
+	switch output {
+	case "json":
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(shown)
+	case "yaml":
+		err = yaml.NewEncoder(w).Encode(shown)
+	case "table":
+		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintln(table, "NAME\tVALUE\tSOURCE")
+		for _, row := range shown {
+			if row.Source != "" {
+				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", row.Name, row.Value, row.Source)
+			}
+		}
+		err = table.Flush()
+	default:
+		return usageError(fmt.Errorf("--output is %q; accepted: table, json, yaml", output))
+	}
+	if err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}

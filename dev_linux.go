@@ -1,0 +1,9 @@
+package main
+
+import "syscall"
+
+// ownGroup puts a program in a process group of its own, which a Ctrl-C at the
+// terminal does not reach before us, and has the kernel end it when we are killed.
+func ownGroup() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+}

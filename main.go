@@ -1,0 +1,101 @@
+// Keystile decides whether an API key may do a request. See README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/supportstation/keystile/sdk/cli"
+)
+
+func main() {
+	// The first signal ends kindly; the second, by default, at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns its exit code. It prints what went
+// wrong, and nothing when the command has said all there is.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if text := errorText(err); text != "" {
+		_, _ = fmt.Fprintln(stderr, "keystile:", text)
+	}
+	return exitCode(err)
+}
+
+func errorText(err error) string {
+	var clients *cli.ExitError
+	if errors.As(err, &clients) && clients.Err == nil {
+		return ""
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) > 1 {
+		return fmt.Sprintf("%d problems:\n  %s", len(lines), strings.Join(lines, "\n  "))
+	}
+	return lines[0]
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "keystile",
+		Short: "Policy-driven authorization for APIs",
+		Long: `Keystile decides whether an API key may do a request: it resolves the key, lets
+Rego policies decide, counts the rate limit, and answers allow or deny with the
+headers to pass along.
+
+Start with "keystile dev": everything on this machine, with demonstration data.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.AddCommand(
+		newServeCommand(),
+		newDevCommand(),
+		newMigrateCommand(),
+		cli.NewCheckCommand(cli.Config{}),
+		newConfigCommand(),
+		newVersionCommand(),
+	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	asUsage(root)
+	return root
+}
+
+// asUsage makes wrong flags and arguments of every command end with the exit code of
+// wrong usage, and say where help is.
+func asUsage(cmd *cobra.Command) {
+	hint := func(err error) error {
+		return usageError(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
+	}
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if err := args(cmd, given); err != nil {
+				return hint(err)
+			}
+			return nil
+		}
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return hint(err) })
+	for _, sub := range cmd.Commands() {
+		asUsage(sub)
+	}
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/store/localserver"
+	"github.com/supportstation/keystile/store/storetest"
+)
+
+// asProgram makes the test binary behave as keystile itself, for tests that need
+// a process of its own.
+const asProgram = "KEYSTILE_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		_ = os.Unsetenv(asProgram)
+		main()
+		return
+	}
+	if side := os.Getenv(asBenchServer); side != "" {
+		if err := benchServe(side); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	code := storetest.Main(m)
+	if err := testRedis.stop(); err != nil {
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+// sharedRedis is the one Redis of this package's tests.
+type sharedRedis struct {
+	once   sync.Once
+	server *localserver.Redis
+	dir    string
+	err    error
+}
+
+var testRedis sharedRedis
+
+func (r *sharedRedis) url(t testing.TB) string {
+	t.Helper()
+	r.once.Do(func() {
+		if r.dir, r.err = os.MkdirTemp("", "keystile-test-"); r.err == nil {
+			r.server, r.err = localserver.StartRedis(context.Background(), localserver.RedisOptions{Dir: r.dir, Password: "tests"})
+		}
+	})
+	if r.err != nil {
+		t.Fatalf("start a Redis for tests: %v", r.err)
+	}
+	return r.server.URL()
+}
+
+func (r *sharedRedis) stop() error {
+	if r.server == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := r.server.Stop(ctx)
+	_ = os.RemoveAll(r.dir)
+	return err
+}
+
+// testService is a whole service on a schema of its own.
+type testService struct {
+	service *service
+	format  authz.KeyFormat
+	client  *http.Client
+}
+
+// testEnvironment is the configuration of a service on a new, migrated schema.
+func testEnvironment(t testing.TB) map[string]string {
+	t.Helper()
+	return map[string]string{
+		"KEYSTILE_DATABASE_URL": storetest.Migrated(t),
+		"KEYSTILE_REDIS_URL":    testRedis.url(t),
+		"KEYSTILE_PEPPERS":      authz.NewPepper("test"),
+		"KEYSTILE_LISTEN":       "127.0.0.1:0",
+		"KEYSTILE_OPS_LISTEN":   "127.0.0.1:0",
+	}
+}
+
+func startTestService(t testing.TB) *testService {
+	t.Helper()
+	cfg, err := configFromEnvironment(testEnvironment(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := startService(t.Context(), cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{
+		Transport:     &http.Transport{MaxIdleConnsPerHost: 16},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       10 * time.Second,
+	}
+	t.Cleanup(func() {
+		client.CloseIdleConnections()
+		if err := s.close(); err != nil {
+			t.Errorf("the service ended with %v", err)
+		}
+	})
+	return &testService{s, cfg.KeyFormat, client}
+}

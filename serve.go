@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz/ratelimit"
+	"github.com/supportstation/keystile/policies"
+	"github.com/supportstation/keystile/server"
+	"github.com/supportstation/keystile/store"
+)
+
+func newServeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the service",
+		Long: `Run the service until SIGINT or SIGTERM, then drain.
+
+It needs a migrated database (keystile migrate), a Redis and peppers; see
+"keystile config show". With -o json it prints one line when it is ready.`,
+		Args: cobra.NoArgs,
+	}
+	var output string
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "what to print when ready: text or json")
+	load := addConfigFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if output != "text" && output != "json" {
+			return usageError(fmt.Errorf("--output is %q; accepted: text, json", output))
+		}
+		cfg, err := load(cmd, needsService)
+		if err != nil {
+			return err
+		}
+		s, err := startService(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()))
+		if err != nil {
+			return err
+		}
+		if err := s.announce(cmd.OutOrStdout(), output); err != nil {
+			return errors.Join(err, s.close())
+		}
+		return s.wait()
+	}
+	return cmd
+}
+
+// service is a running keystile: all the wiring stands in start.
+type service struct {
+	url, opsURL string
+	store       *store.Store
+	limiter     *ratelimit.Limiter
+	cancel      context.CancelFunc
+	served      chan error
+}
+
+// startService wires the parts and serves. It returns when the listeners accept.
+// The service ends with ctx; wait for it.
+func startService(ctx context.Context, cfg Config, log *slog.Logger) (*service, error) {
+	s := &service{served: make(chan error, 1)}
+	if err := s.start(ctx, cfg, log); err != nil {
+		return nil, errors.Join(err, s.closeParts())
+	}
+	return s, nil
+}
+
+func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error {
+	engine, err := loadPolicies(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	tlsConfig, err := loadTLS(cfg)
+	if err != nil {
+		return configError(err)
+	}
+	s.store, err = store.Open(ctx, store.Options{
+		URL: cfg.DatabaseURL, Peppers: cfg.Peppers, StaleMax: cfg.StaleMax, Deployment: cfg.Deployment, Logger: log,
+	})
+	if err != nil {
+		return dependencyError(err)
+	}
+	s.limiter, err = ratelimit.New(ratelimit.Options{
+		URL: cfg.RedisURL, OnOutage: cfg.OnLimiterOutage, Clock: s.store.Clock(), Logger: log,
+	})
+	if err != nil {
+		return configError(err)
+	}
+	checker, err := authz.NewChecker(authz.CheckerOptions{
+		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(),
+		Realm: cfg.Realm, Opaque401: cfg.Opaque401,
+	})
+	if err != nil {
+		return configError(err)
+	}
+	web, err := server.New(server.Options{
+		Checker: checker, Callers: authz.NewCallers(s.store, s.store.Clock()), Format: cfg.KeyFormat,
+		Ready: func() server.Readiness { return s.readiness(engine) },
+		Pprof: cfg.Pprof, TLS: tlsConfig, Logger: log,
+	})
+	if err != nil {
+		return fmt.Errorf("make the server: %w", err)
+	}
+	api, err := listen(ctx, "KEYSTILE_LISTEN", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	ops, err := listen(ctx, "KEYSTILE_OPS_LISTEN", cfg.OpsListen)
+	if err != nil {
+		return errors.Join(err, api.Close())
+	}
+	scheme := "http://"
+	if tlsConfig != nil {
+		scheme = "https://"
+	}
+	s.url, s.opsURL = scheme+api.Addr().String(), "http://"+ops.Addr().String()
+	ctx, s.cancel = context.WithCancel(ctx)
+	go func() { s.served <- web.Serve(ctx, api, ops) }()
+	return nil
+}
+
+// loadPolicies compiles the policies that are in force: a directory's, or the built-in ones.
+func loadPolicies(ctx context.Context, cfg Config) (*policy.Engine, error) {
+	var source fs.FS = policies.FS
+	if cfg.PolicyDir != "" {
+		source = os.DirFS(cfg.PolicyDir)
+	}
+	snapshot, err := policy.Load(ctx, source)
+	if err != nil {
+		return nil, configError(fmt.Errorf("policies: %w", err))
+	}
+	return policy.NewEngine(snapshot), nil
+}
+
+func listen(ctx context.Context, setting, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, dependencyError(fmt.Errorf("cannot listen on %s: %w; choose another address with %s (port 0 takes a free one)",
+			address, err, setting))
+	}
+	return l, nil
+}
+
+// loadTLS reads certificate, key and client authorities; nil without a certificate.
+func loadTLS(cfg Config) (*tls.Config, error) {
+	if cfg.TLSCert == "" {
+		return nil, nil //nolint:nilnil // plain HTTP is an answer
+	}
+	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("KEYSTILE_TLS_CERT and KEYSTILE_TLS_KEY: %w", err)
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	if cfg.TLSClientCA == "" {
+		return c, nil
+	}
+	pem, err := os.ReadFile(cfg.TLSClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("KEYSTILE_TLS_CLIENT_CA: %w", err)
+	}
+	c.ClientCAs = x509.NewCertPool()
+	if !c.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, errors.New("KEYSTILE_TLS_CLIENT_CA holds no certificate in PEM form")
+	}
+	c.ClientAuth = tls.RequireAndVerifyClientCert
+	return c, nil
+}
+
+func newLogger(cfg Config, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// readiness tells how the parts are.
+func (s *service) readiness(engine *policy.Engine) server.Readiness {
+	st, limiter, revision := s.store.Health(), s.limiter.Health(), engine.Revision()
+	r := server.Readiness{
+		Ready: st.Known && revision != "",
+		Details: map[string]any{
+			"store": map[string]any{
+				"known": st.Known, "revision": st.Revision, "cached_keys": st.CachedKeys,
+				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
+			},
+			"limiter": limiter,
+			"policy":  map[string]any{"revision": revision},
+		},
+	}
+	if limiter.Degraded {
+		r.Degraded = append(r.Degraded, "limiter")
+	}
+	if st.Degraded {
+		r.Degraded = append(r.Degraded, "store")
+	}
+	return r
+}
+
+// announce prints that the service is ready: one JSON line, or a sentence.
+func (s *service) announce(w io.Writer, output string) error {
+	var err error
+	if output == "json" {
+		err = json.NewEncoder(w).Encode(struct {
+			URL      string `json:"url"`
+			AdminURL string `json:"admin_url"`
+			OpsURL   string `json:"ops_url"`
+			PID      int    `json:"pid"`
+		}{s.url, s.url, s.opsURL, os.Getpid()})
+	} else {
+		_, err = fmt.Fprintf(w, "keystile answers checks on %s (health and metrics on %s)\n", s.url, s.opsURL)
+	}
+	if err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// wait returns when the service has ended and drained.
+func (s *service) wait() error { return errors.Join(<-s.served, s.closeParts()) }
+
+// close ends the service and waits for it.
+func (s *service) close() error {
+	s.cancel()
+	return s.wait()
+}
+
+func (s *service) closeParts() error {
+	var errs []error
+	if s.limiter != nil {
+		errs = append(errs, s.limiter.Close())
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	return errors.Join(errs...)
+}
