@@ -71,6 +71,10 @@ test_overlap_that_has_a_winner_is_no_mistake if {
 	mistakes == set() with catalog.routes as routes
 }
 
+test_root_is_a_template if {
+	mistakes == set() with catalog.routes as {"GET": {"0": {"/": {"scopes": ["tickets:read"]}}}}
+}
+
 test_wrong_plan_is_found if {
 	every plan in [
 		{"rate": 0, "period_seconds": 60, "burst": 1},

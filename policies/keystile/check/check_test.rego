@@ -192,6 +192,11 @@ test_literal_wins_over_variable_leftmost_first if {
 	}
 }
 
+test_root_can_be_a_route if {
+	check.decision.allow with catalog.routes as {"GET": {"0": {"/": {"scopes": ["tickets:read"]}}}}
+		with input as changed({"request": {"path": "/", "segments": []}})
+}
+
 test_every_scope_of_a_route_is_required if {
 	routes := {"GET": {"1": {"/x": {"scopes": ["tickets:write", "tickets:read", "customers:write", "tickets:write"]}}}}
 	decision := check.decision with catalog.routes as routes
