@@ -214,7 +214,7 @@ func TestConfig_EveryProblemIsToldAtOnce(t *testing.T) {
 		environ: []string{"KEYSTILE_LISTNE=x", "KEYSTILE_REALM=a", "KEYSTILE_REALM_FILE=/b", "KEYSTILE_TLS_KEY_FILE=/none"},
 		file:    "lissten: x\nrealm: [a]\n",
 	}.load()
-	for _, text := range []string{"KEYSTILE_LISTNE", "KEYSTILE_LISTEN?", "KEYSTILE_REALM_FILE", "KEYSTILE_TLS_KEY_FILE", "lissten", "realm in"} {
+	for _, text := range []string{"KEYSTILE_LISTNE", "KEYSTILE_LISTEN?", "KEYSTILE_REALM and KEYSTILE_REALM_FILE are both set", "KEYSTILE_TLS_KEY_FILE", "lissten", "realm in"} {
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s is not told of in: %v", text, err)
 		}
@@ -406,6 +406,10 @@ func TestConfigShow_TellsValueAndSource(t *testing.T) {
 
 func TestRun_ExitCodeTellsWhatWentWrong(t *testing.T) {
 	t.Setenv("KEYSTILE_DATABASE_URL", "")
+	for _, name := range []string{"KEYSTILE_TOKEN", "KEYSTILE_KEY"} {
+		t.Setenv(name, "x")
+	}
+	t.Setenv("KEYSTILE_URL", "http://127.0.0.1:1")
 	for name, tt := range map[string]struct {
 		args []string
 		code int
@@ -423,11 +427,15 @@ func TestRun_ExitCodeTellsWhatWentWrong(t *testing.T) {
 		"a secret as a flag":   {[]string{"serve", "--peppers", "x"}, exitUsage},
 		"a wrong value":        {[]string{"config", "show", "--listen", "x"}, exitInvalid},
 		"no such file":         {[]string{"serve", "--config", filepath.Join(t.TempDir(), "none")}, exitInvalid},
+		"no service to ask":    {[]string{"check", "GET", "/"}, exitDependency},
 		"nothing to serve on":  {[]string{"serve"}, exitInvalid},
 	} {
 		var out, talk bytes.Buffer
 		if code := run(t.Context(), tt.args, &out, &talk); code != tt.code {
 			t.Errorf("%s: exit %d, want %d: %s", name, code, tt.code, talk.String())
+		}
+		if tt.code == 0 && out.Len() == 0 {
+			t.Errorf("%s: output is %q", name, out.String())
 		}
 		if failed := tt.code != 0; (talk.Len() > 0) != failed || failed && !strings.HasPrefix(talk.String(), "keystile: ") {
 			t.Errorf("%s: talk is %q", name, talk.String())

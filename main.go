@@ -30,6 +30,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd() // it takes the output that is set by now
+	asUsage(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -45,7 +48,7 @@ func errorText(err error) string {
 	if errors.As(err, &clients) && clients.Err == nil {
 		return ""
 	}
-	lines := strings.Split(err.Error(), "\n")
+	lines := strings.Split(strings.TrimPrefix(err.Error(), "keystile: "), "\n") // the SDK says so as well
 	if len(lines) > 1 {
 		return fmt.Sprintf("%d problems:\n  %s", len(lines), strings.Join(lines, "\n  "))
 	}
@@ -74,9 +77,6 @@ Start with "keystile dev": everything on this machine, with demonstration data.`
 		newConfigCommand(),
 		newVersionCommand(),
 	)
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
-	asUsage(root)
 	return root
 }
 
