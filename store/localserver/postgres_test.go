@@ -259,24 +259,38 @@ func TestServers_EndWithAKilledParent(t *testing.T) {
 	startTestRedis(t, RedisOptions{Dir: filepath.Join(dir, "redis")})
 }
 
-func TestServers_LeftRunningByAKilledParentAreEndedAtTheNextStart(t *testing.T) {
+func TestServers_LeftRunningAreEndedAtTheNextStart(t *testing.T) {
 	dir := tempDir(t)
-	holder, servers := holdElsewhere(t, dir)
-	for _, pid := range []int{servers.Postgres, servers.Redis} { // so that they outlive it
+	p := startPostgres(t, PostgresOptions{Dir: filepath.Join(dir, "postgres")})
+	r := startTestRedis(t, RedisOptions{Dir: filepath.Join(dir, "redis")})
+	for _, pid := range []int{p.PID(), r.PID()} { // they do not even react
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 	}
-	kill(t, holder)
-	for _, pid := range []int{servers.Postgres, servers.Redis} {
-		if !isAlive(pid) {
-			t.Fatalf("process %d has ended; this test needs it", pid)
-		}
+	// As if we had been killed, and the kernel had not ended them.
+	p.home.close()
+	r.home.close()
+	again := startPostgres(t, PostgresOptions{Dir: filepath.Join(dir, "postgres")})
+	if got := mustQuery(t, again.URL("postgres"), "SELECT 'in'"); got != "in" {
+		t.Errorf("got %q", got)
 	}
-	startPostgres(t, PostgresOptions{Dir: filepath.Join(dir, "postgres")})
 	startTestRedis(t, RedisOptions{Dir: filepath.Join(dir, "redis")})
-	awaitEnd(t, servers.Postgres)
-	awaitEnd(t, servers.Redis)
+	await(t, "the end of the Postgres that was left", p.Done())
+	await(t, "the end of the Redis that was left", r.Done())
+}
+
+func TestPostgres_AFailedStartGivesItsWords(t *testing.T) {
+	dir := filepath.Join(tempDir(t), "postgres")
+	stop(t, startPostgres(t, PostgresOptions{Dir: dir}))
+	if err := os.Remove(filepath.Join(dir, dataName, "global", "pg_control")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := StartPostgres(t.Context(), PostgresOptions{Dir: dir, Password: password()})
+	var ended *StartError
+	if !errors.As(err, &ended) || !strings.Contains(ended.Said, "pg_control") {
+		t.Errorf("started without its control file: %v", err)
+	}
 }
 
 func TestServers_AForeignProcessWithTheOldIDIsLeftAlone(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -47,7 +48,7 @@ func TestRedis_AsksForThePasswordAndKeepsNothing(t *testing.T) {
 	}
 }
 
-func TestRedisCluster_ServesAllSlotsAlsoAtTheNextStart(t *testing.T) {
+func TestRedisCluster_ServesAllSlotsAlsoAfterAKill(t *testing.T) {
 	dir := tempDir(t)
 	for range 2 {
 		c, err := StartRedisCluster(t.Context(), RedisOptions{Dir: dir, Password: password()})
@@ -71,7 +72,14 @@ func TestRedisCluster_ServesAllSlotsAlsoAtTheNextStart(t *testing.T) {
 		if got := strings.Count(c.URL(), "addr="); got != 2 {
 			t.Errorf("%d further addresses in the URL", got)
 		}
-		stop(t, c)
+		// The next start finds what a killed one leaves.
+		for _, node := range c.Nodes() {
+			if err := syscall.Kill(node.PID(), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the end of a killed node", node.Done())
+			node.home.close()
+		}
 	}
 }
 
