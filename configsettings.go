@@ -248,7 +248,7 @@ const configText = "Config[REDACTED]"
 func (Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, configText) }
 
 // MarshalText implements encoding.TextMarshaler (JSON, YAML).
-func (Config) MarshalText() ([]byte, error) { return []byte(configText), nil }
+func (Config) MarshalText() ([]byte, error) { return []byte(configText), nil } //nolint:unparam // the interface has an error
 
 // LogValue implements slog.LogValuer.
 func (Config) LogValue() slog.Value { return slog.StringValue(configText) }

@@ -44,6 +44,8 @@ ends, dev ends. A second start with the same directory keeps data and secrets.`,
 	cmd.Flags().StringVar(&o.opsListen, "ops-listen", "127.0.0.1:9090", "address of metrics and detailed readiness; loopback only")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "what to print when ready: text or json")
 	cmd.Flags().StringVar(&o.examples, "examples", "", "also run the example apps, from the binaries tickets and customers in this directory")
+	cmd.Flags().StringVar(&o.ticketsListen, "tickets-listen", "127.0.0.1:8081", "address of the tickets app of --examples")
+	cmd.Flags().StringVar(&o.customersListen, "customers-listen", "127.0.0.1:8082", "address of the customers app of --examples")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if o.output != "text" && o.output != "json" {
 			return usageError(fmt.Errorf("--output is %q; accepted: text, json", o.output))
@@ -56,7 +58,8 @@ ends, dev ends. A second start with the same directory keeps data and secrets.`,
 }
 
 type devOptions struct {
-	dir, listen, opsListen, output, examples string
+	dir, listen, opsListen, output           string
+	examples, ticketsListen, customersListen string
 	command                                  []string
 	out, err                                 io.Writer
 }
@@ -99,7 +102,9 @@ type devPIDs struct {
 
 // runDev starts everything, tells so, and waits for a signal or the end of a part.
 func runDev(ctx context.Context, o devOptions) (err error) {
-	for name, address := range map[string]string{"--listen": o.listen, "--ops-listen": o.opsListen} {
+	for name, address := range map[string]string{
+		"--listen": o.listen, "--ops-listen": o.opsListen, "--tickets-listen": o.ticketsListen, "--customers-listen": o.customersListen,
+	} {
 		if !loopback(address) {
 			return usageError(fmt.Errorf("%s %s is not a loopback address; dev serves this machine alone, use 127.0.0.1:PORT", name, address))
 		}

@@ -36,8 +36,8 @@ func (d *dev) banner(w io.Writer) error {
 }
 
 func (d *dev) exampleCurls(b *strings.Builder) {
-	tickets := "http://" + ticketsAddress + "/api/v1/tickets"
-	fmt.Fprintf(b, "\n  tickets app    http://%s\n  customers app  http://%s\n", ticketsAddress, customersAddress)
+	tickets := "http://" + d.options.ticketsListen + "/api/v1/tickets"
+	fmt.Fprintf(b, "\n  tickets app    http://%s\n  customers app  http://%s\n", d.options.ticketsListen, d.options.customersListen)
 	fmt.Fprintf(b, "\nAllowed:\n\n  curl -i %s \\\n    -H \"Authorization: Bearer %s\"\n", tickets, d.secrets.Keys["acme_live"])
 	fmt.Fprintf(b, "\nA missing scope (403 that names it):\n\n  curl -i %s \\\n    -H \"Authorization: Bearer %s\" \\\n"+
 		"    -H \"Content-Type: application/json\" -d '{\"subject\":\"Hello\",\"body\":\"First ticket\"}'\n",

@@ -13,13 +13,8 @@ import (
 	"time"
 )
 
-// The example apps' addresses, as the contract has them.
-const (
-	ticketsAddress   = "127.0.0.1:8081"
-	customersAddress = "127.0.0.1:8082"
-	// exampleReadyLimit bounds how long an example app has to answer.
-	exampleReadyLimit = 15 * time.Second
-)
+// exampleReadyLimit bounds how long an example app has to answer.
+const exampleReadyLimit = 15 * time.Second
 
 // devCommand is a program that runs beside the demonstration.
 type devCommand struct {
@@ -29,21 +24,9 @@ type devCommand struct {
 
 // startCommands starts the example apps and the user's command.
 func (d *dev) startCommands(ctx context.Context) error {
-	if dir := d.options.examples; dir != "" {
-		for _, at := range []string{ticketsAddress, customersAddress} {
-			if err := portIsFree(ctx, at); err != nil {
-				return err
-			}
-		}
-		for _, app := range []string{"tickets", "customers"} {
-			if err := d.startCommand(filepath.Join(dir, app)); err != nil {
-				return err
-			}
-		}
-		for _, at := range []string{ticketsAddress, customersAddress} {
-			if err := d.waitForListener(ctx, at); err != nil {
-				return err
-			}
+	if d.options.examples != "" {
+		if err := d.startExamples(ctx); err != nil {
+			return err
 		}
 	}
 	if len(d.options.command) > 0 {
@@ -52,10 +35,30 @@ func (d *dev) startCommands(ctx context.Context) error {
 	return nil
 }
 
+func (d *dev) startExamples(ctx context.Context) error {
+	apps := map[string]string{"tickets": d.options.ticketsListen, "customers": d.options.customersListen}
+	for _, at := range apps {
+		if err := portIsFree(ctx, at); err != nil {
+			return err
+		}
+	}
+	for name, at := range apps {
+		if err := d.startCommand(filepath.Join(d.options.examples, name), "-listen", at); err != nil {
+			return err
+		}
+	}
+	for _, at := range apps {
+		if err := d.waitForListener(ctx, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // startCommand starts a program; d.ended tells of its end.
 func (d *dev) startCommand(name string, args ...string) error {
 	cmd := exec.Command(name, args...) //nolint:gosec,noctx // the user's own command; stop ends it
-	cmd.Stdout, cmd.Stderr = d.options.err, d.options.err
+	cmd.Stderr = d.options.err
 	if d.options.output != "json" && d.options.examples == "" {
 		cmd.Stdin, cmd.Stdout = os.Stdin, d.options.out
 	}
