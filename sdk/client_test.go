@@ -201,6 +201,9 @@ func TestDecision_EncodesAsTheServiceDoes(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("encoded (-want +got):\n%s", diff)
 	}
+	if !bytes.HasPrefix(encoded, []byte(`{"allow":false,"code":"insufficient_scope","status":403,"organization":{"id":"org_1","external_id":null,`)) {
+		t.Errorf("another order than the service's: %s", encoded)
+	}
 	empty, err := json.Marshal(keystile.Decision{})
 	if err != nil {
 		t.Fatal(err)

@@ -237,37 +237,46 @@ func decodeDecision(body []byte, contentType string, q Question) (*Decision, err
 	return &d, nil
 }
 
-// MarshalJSON writes what is unknown as null or [], as the service does.
+// MarshalJSON writes what is unknown as null or [], in the order of the service.
 func (d Decision) MarshalJSON() ([]byte, error) {
-	plain := plainDecision(d)
-	for _, list := range []*[]string{&plain.Scopes, &plain.RequiredScopes, &plain.MissingScopes, &plain.Degraded} {
-		if *list == nil {
-			*list = []string{}
-		}
-	}
-	for _, list := range []*[]Reason{&plain.Reasons, &plain.Warnings} {
-		if *list == nil {
-			*list = []Reason{}
-		}
-	}
-	if plain.Headers == nil {
-		plain.Headers = map[string]string{}
+	headers := d.Headers
+	if headers == nil {
+		headers = map[string]string{}
 	}
 	return json.Marshal(struct {
-		plainDecision
-		Route          *string `json:"route"`
-		PolicyRevision *string `json:"policy_revision"`
-	}{plain, orNull(d.Route), orNull(d.PolicyRevision)})
+		Allow          bool              `json:"allow"`
+		Code           Code              `json:"code"`
+		Status         int               `json:"status"`
+		Organization   *Organization     `json:"organization"`
+		Key            *Key              `json:"key"`
+		Scopes         []string          `json:"scopes"`
+		RequiredScopes []string          `json:"required_scopes"`
+		MissingScopes  []string          `json:"missing_scopes"`
+		Route          *string           `json:"route"`
+		Reasons        []Reason          `json:"reasons"`
+		Warnings       []Reason          `json:"warnings"`
+		RateLimit      *RateLimit        `json:"rate_limit"`
+		Headers        map[string]string `json:"headers"`
+		Problem        *Problem          `json:"problem"`
+		ID             string            `json:"decision_id"`
+		PolicyRevision *string           `json:"policy_revision"`
+		Degraded       []string          `json:"degraded"`
+	}{
+		d.Allow, d.Code, d.Status, d.Organization, d.Key,
+		orEmpty(d.Scopes), orEmpty(d.RequiredScopes), orEmpty(d.MissingScopes), orNull(d.Route),
+		orEmpty(d.Reasons), orEmpty(d.Warnings), d.RateLimit, headers, d.Problem,
+		d.ID, orNull(d.PolicyRevision), orEmpty(d.Degraded),
+	})
 }
-
-type plainOrganization Organization
 
 // MarshalJSON writes an absent external id as null.
 func (o Organization) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
-		plainOrganization
+		ID         string  `json:"id"`
 		ExternalID *string `json:"external_id"`
-	}{plainOrganization(o), orNull(o.ExternalID)})
+		Name       string  `json:"name"`
+		Plan       string  `json:"plan"`
+	}{o.ID, orNull(o.ExternalID), o.Name, o.Plan})
 }
 
 func orNull(s string) *string {
@@ -275,4 +284,11 @@ func orNull(s string) *string {
 		return nil
 	}
 	return &s
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }

@@ -43,7 +43,7 @@ func (c Config) value(name string) (string, error) {
 }
 
 func readSecretFile(name string) (string, error) {
-	file, err := os.Open(name)
+	file, err := os.Open(name) //nolint:gosec // the operator names the file
 	if err != nil {
 		return "", err
 	}

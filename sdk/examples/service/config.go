@@ -96,7 +96,7 @@ func (e *environment) first(names ...string) string {
 }
 
 func (e *environment) read(name, path string) string {
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the operator names the file
 	if err != nil {
 		e.err = fmt.Errorf("%s_FILE: %w", name, err)
 		return ""
