@@ -21,9 +21,13 @@ func newClient(text string) (redis.UniversalClient, error) {
 	if err != nil || u.Scheme != "redis" && u.Scheme != "rediss" && u.Scheme != "unix" {
 		return nil, errors.New("Redis URL must start with redis://, rediss:// or unix://") //nolint:staticcheck // a name
 	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil { // net/url would leave out what it cannot read
+		return nil, errors.New("Redis URL has a query that is not well-formed") //nolint:staticcheck // a name
+	}
 	poolSize := max(minPoolSize, 10*runtime.GOMAXPROCS(0))
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	if u.Query().Has("addr") {
+	if query.Has("addr") {
 		o, err := redis.ParseClusterURL(text)
 		if err != nil {
 			return nil, errors.New("Redis Cluster URL has a part that go-redis does not accept") //nolint:staticcheck // a name

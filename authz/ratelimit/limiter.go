@@ -35,6 +35,8 @@ type Options struct {
 	// (default), LimiterClosed or LimiterOpen.
 	OnOutage authz.LimiterMode
 	// Clock is used by the stand-in alone; Redis' own time stays inside redis_rate.
+	// It should be monotonic; a step back of it is found out and costs no more than
+	// one burst. Required.
 	Clock authz.Clock
 	// Logger gets changes of state; nil discards them.
 	Logger *slog.Logger
@@ -49,7 +51,7 @@ type Limiter struct {
 	breaker *breaker
 	log     *slog.Logger
 
-	exact, stoodIn, failed, steps atomic.Int64
+	exact, stoodIn, failed, steps, resets atomic.Int64
 }
 
 var _ authz.Limiter = (*Limiter)(nil)
@@ -129,8 +131,12 @@ func (l *Limiter) Charge(ctx context.Context, k *authz.Key, limit authz.Limit, c
 
 // ask charges in Redis. A bucket that holds something else than redis_rate's own
 // number, or a time that only a stepped clock explains, is reset and asked once more.
+//
+// A client that goes away does not end the question: the charge may have been taken
+// already, a connection would be lost with it, and many such clients would look like
+// a Redis that does not answer.
 func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int) (authz.Charge, error) {
-	ctx, cancel := context.WithTimeout(ctx, budget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
 	defer cancel()
 	limit := redis_rate.Limit{Rate: r.Rate, Burst: r.Burst, Period: r.Period}
 	result, err := l.rate.AllowN(ctx, bucket, limit, cost)
@@ -146,10 +152,26 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 	if err := l.rate.Reset(ctx, bucket); err != nil {
 		return authz.Charge{}, fmt.Errorf("reset a bucket in Redis: %w", err)
 	}
+	l.resets.Add(1)
 	if result, err = l.rate.AllowN(ctx, bucket, limit, cost); err != nil {
 		return authz.Charge{}, fmt.Errorf("ask Redis again: %w", err)
 	}
 	return chargeOf(result), nil
+}
+
+// Ping asks Redis whether it answers, within the budget, and changes nothing. It is
+// for a doctor; Health tells the same from what the charges have met. Without a
+// Redis it is nil.
+func (l *Limiter) Ping(ctx context.Context) error {
+	if l.client == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	if err := l.client.Ping(ctx).Err(); err != nil {
+		return authz.Unavailable("Redis does not answer", err)
+	}
+	return nil
 }
 
 func chargeOf(r *redis_rate.Result) authz.Charge {
@@ -229,11 +251,13 @@ type Health struct {
 	Mode authz.LimiterMode `json:"mode"`
 	// Degraded tells that Redis is stood in for.
 	Degraded bool `json:"degraded"`
-	// Exact and StoodIn count charges since the start, Failed those that Redis did
-	// not answer, ClockSteps the buckets reset because Redis' clock had stepped.
+	// Exact and StoodIn count charges since the start, Failed those that Redis was
+	// asked for in vain, Resets the buckets that were reset because nothing sensible
+	// was in them, of which ClockSteps because Redis' clock had stepped back.
 	Exact      int64 `json:"exact"`
 	StoodIn    int64 `json:"stood_in"`
 	Failed     int64 `json:"failed"`
+	Resets     int64 `json:"resets"`
 	ClockSteps int64 `json:"clock_steps"`
 }
 
@@ -241,7 +265,7 @@ type Health struct {
 func (l *Limiter) Health() Health {
 	h := Health{
 		Mode: authz.LimiterExact, Exact: l.exact.Load(), StoodIn: l.stoodIn.Load(), Failed: l.failed.Load(),
-		ClockSteps: l.steps.Load(),
+		Resets: l.resets.Load(), ClockSteps: l.steps.Load(),
 	}
 	switch {
 	case l.client == nil:

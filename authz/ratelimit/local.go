@@ -10,12 +10,10 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
-const (
-	// maxLocalBuckets bounds the buckets of the stand-in.
-	maxLocalBuckets = 100_000
-	// localIdle is how long an unused bucket is kept.
-	localIdle = time.Hour
-)
+// maxLocalBuckets bounds the buckets of the stand-in, some 30 MB. Beyond them the
+// least used is forgotten, which gives its key a new burst. Nothing is forgotten for
+// its age: a bucket of a daily limit would be full again after that age.
+const maxLocalBuckets = 100_000
 
 // local is the same GCRA as redis_rate's, in this process. Safe for concurrent use.
 type local struct {
@@ -26,8 +24,7 @@ type local struct {
 
 func newLocal(clock authz.Clock) (*local, error) {
 	buckets, err := otter.New(&otter.Options[string, *atomic.Int64]{
-		MaximumSize:      maxLocalBuckets,
-		ExpiryCalculator: otter.ExpiryAccessing[string, *atomic.Int64](localIdle),
+		MaximumSize: maxLocalBuckets,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the local limiter: %w", err)
@@ -45,6 +42,9 @@ func (l *local) charge(bucket string, r authz.Rate, cost int) authz.Charge {
 	for {
 		stored := tat.Load()
 		from := max(stored, now)
+		if from-now > offset+int64(clockSlack) {
+			from = now // the clock has stepped back: see steppedBack
+		}
 		next := from + increment
 		if wait := next - offset - now; wait > 0 {
 			return authz.Charge{
