@@ -126,6 +126,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	}
 	s.url, s.opsURL = scheme+api.Addr().String(), "http://"+ops.Addr().String()
 	ctx, s.cancel = context.WithCancel(ctx)
+	go tuneGC(ctx)
 	go func() { s.served <- web.Serve(ctx, api, ops) }()
 	return nil
 }

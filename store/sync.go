@@ -133,7 +133,9 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	s.clock.learn(time.UnixMicro(rows[0].NowUS), before, after)
 	s.applied.Store(n)
 	s.contact.Store(int64(before)) // what was read is as old as the question
-	s.lost.Store(false)
+	if s.lost.Swap(false) {
+		s.log.Info("Postgres answers again")
+	}
 	return nil
 }
 
@@ -167,9 +169,10 @@ func (s *Store) apply(ctx context.Context, applied int64, rows []changeRow) erro
 	return nil
 }
 
+// warnLost tells once that contact is lost: a single slow answer is not worth a line.
 func (s *Store) warnLost(err error) {
-	if s.lost.CompareAndSwap(false, true) {
-		s.log.Warn("lost contact with Postgres; known keys are served from memory",
+	if degraded, _, _ := s.freshness(); degraded && s.lost.CompareAndSwap(false, true) {
+		s.log.Warn("Postgres does not answer; known keys are served from memory",
 			slog.Any("error", err), slog.Duration("stale_max", s.staleMax))
 	}
 }
