@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/topdown"
 )
+
+// constantBudget is how long a constant may take when a policy is loaded.
+const constantBudget = 5 * time.Second
 
 // foldConstants gives every live rule that is annotated `custom: {constant: true}`
 // the value that it has in compiled, in place of its body: such a rule follows
@@ -58,7 +62,7 @@ func (s *Snapshot) constant(ctx context.Context, rule *ast.Rule) (ast.Value, err
 	if err != nil {
 		return nil, err
 	}
-	value, err := s.run(ctx, body, nil, topdown.NewCancel())
+	value, err := s.run(ctx, body, nil, newDeadline(ctx, constantBudget))
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +85,7 @@ func (s *Snapshot) varies(rule *ast.Rule, seen map[*ast.Rule]bool) string {
 			reason = fmt.Sprintf("it depends on the input, at %s", t.Location)
 		}
 		if ok {
-			if builtin := ast.BuiltinMap[ref.String()]; builtin != nil && builtin.IsNondeterministic() {
+			if builtin := ast.BuiltinMap[strings.TrimPrefix(ref.String(), guardedPrefix)]; builtin != nil && builtin.IsNondeterministic() {
 				reason = fmt.Sprintf("it depends on %s, at %s", builtin.Name, t.Location)
 			}
 		}

@@ -7,27 +7,66 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/open-policy-agent/opa/v1/topdown"
-
 	"github.com/supportstation/keystile/authz"
 )
 
 var _ authz.PolicyEvaluator = (*Engine)(nil)
 
-var errNoOrganization = errors.New("the key belongs to no organization")
+// DefaultBudget is how long one evaluation may take. An ordinary one takes less
+// than a thousandth of it.
+const DefaultBudget = 50 * time.Millisecond
 
+// Why a check could not be decided. They come wrapped; use errors.Is.
+var (
+	// ErrNoPolicy means that no policy has been loaded yet.
+	ErrNoPolicy = errors.New("there is no policy")
+	// ErrHeldBack means that this key or its organization made evaluations overrun
+	// their budget before, so that this check was not evaluated.
+	ErrHeldBack = errors.New("checks of this organization overran their budget and are held back for a while")
+
+	errNoOrganization = errors.New("the key belongs to no organization")
+	errUndefined      = errors.New("the decision is undefined")
+)
+
+// Engine lets the current Snapshot decide. It is safe for concurrent use; the
+// zero Engine is not usable.
 type Engine struct {
 	current atomic.Pointer[Snapshot]
 	names   *names
+	held    *holding
+	lane    *lane
 	budget  time.Duration
 }
 
-func NewEngine(s *Snapshot) *Engine {
-	e := &Engine{names: newNames(), budget: 50 * time.Millisecond}
-	e.current.Store(s)
+// Option sets what an Engine does otherwise by default.
+type Option func(*Engine)
+
+// WithBudget sets how long one evaluation may take, in place of DefaultBudget. It
+// must be positive.
+func WithBudget(d time.Duration) Option { return func(e *Engine) { e.budget = d } }
+
+// NewEngine returns an Engine with its first policy. A nil Snapshot is none:
+// nothing can be decided until Swap.
+func NewEngine(s *Snapshot, options ...Option) *Engine {
+	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), budget: DefaultBudget}
+	for _, option := range options {
+		option(e)
+	}
+	e.Swap(s)
 	return e
 }
 
+// Swap puts another policy in place of the current one, at once and for every
+// check that begins afterwards; those that have begun keep theirs.
+func (e *Engine) Swap(s *Snapshot) {
+	if s != nil {
+		s = s.in(e.lane)
+	}
+	e.current.Store(s)
+	e.held.forget()
+}
+
+// Revision implements authz.PolicyEvaluator.
 func (e *Engine) Revision() string {
 	if s := e.current.Load(); s != nil {
 		return s.revision
@@ -35,34 +74,58 @@ func (e *Engine) Revision() string {
 	return ""
 }
 
-func (e *Engine) Swap(s *Snapshot) { e.current.Store(s) }
-
+// Evaluate implements authz.PolicyEvaluator. It returns within the budget and a
+// few milliseconds. Nothing but a complete decision whose allow is the boolean
+// true allows: undefined, another type, a conflict, an error of a builtin, a
+// timeout and a panic are errors.
+//
+// It runs on the caller's goroutine. Of what policies call, only a builtin with
+// large operands can outlive the budget; at most one such call is left running at
+// a time, and the key that caused it is held back (ErrHeldBack) until it ends.
 func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (authz.Verdict, error) {
 	s := e.current.Load()
 	if s == nil {
-		return authz.Verdict{}, errors.New("there is no policy")
+		return authz.Verdict{}, ErrNoPolicy
 	}
 	v, err := e.evaluate(ctx, s, k, c)
 	if err != nil {
-		return authz.Verdict{Revision: s.revision}, err
+		v = authz.Verdict{}
 	}
 	v.Revision = s.revision
-	return v, nil
+	return v, err
 }
 
 func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *authz.Check) (v authz.Verdict, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			v, err = authz.Verdict{}, fmt.Errorf("panic: %v", r)
+			err = fmt.Errorf("evaluate the policy: panic: %v", r)
 		}
 	}()
+	if k.Organization == nil {
+		return v, errNoOrganization
+	}
+	if e.held.holds(k) {
+		return v, ErrHeldBack
+	}
 	input, err := e.names.input(k, c)
 	if err != nil {
-		return authz.Verdict{}, err
+		return v, fmt.Errorf("make the policy's input: %w", err)
 	}
-	result, err := s.run(ctx, s.check, input, topdown.NewCancel())
+	d := newDeadline(ctx, e.budget)
+	result, err := s.run(ctx, s.check, input, d)
+	if d.over {
+		e.held.overran(k, d.abandoned)
+		return v, fmt.Errorf("evaluate the policy: %w", d.err(err))
+	}
 	if err != nil {
-		return authz.Verdict{}, err
+		return v, fmt.Errorf("evaluate the policy: %w", err)
 	}
-	return verdict(result)
+	if result == nil {
+		return v, errUndefined
+	}
+	v, err = verdict(result)
+	if err != nil {
+		return v, fmt.Errorf("read the policy's decision: %w", err)
+	}
+	return v, nil
 }

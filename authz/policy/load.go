@@ -22,7 +22,16 @@ type Snapshot struct {
 	compiler *ast.Compiler
 	store    storage.Store
 	txn      storage.Transaction
+	caps     *ast.Capabilities
 	check    ast.Body
+	builtins map[string]*topdown.Builtin
+}
+
+// in returns the snapshot with its large calls on the given lane.
+func (s *Snapshot) in(l *lane) *Snapshot {
+	copied := *s
+	copied.builtins = guardedBuiltins(l, s.caps)
+	return &copied
 }
 
 // Revision returns "sha256:" and the hex of a hash of the policy's content, tests
@@ -60,7 +69,7 @@ func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := foldConstants(ctx, whole, live); err != nil {
+	if err := foldConstants(ctx, whole.in(newLane()), live); err != nil {
 		return nil, err
 	}
 	s, err := compile(ctx, live, data, false)
@@ -102,7 +111,10 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 	if compiler.Compile(copies); compiler.Failed() {
 		return nil, compileErrors(compiler.Errors)
 	}
-	s := &Snapshot{compiler: compiler, store: store, txn: txn}
+	if err := guard(compiler); err != nil {
+		return nil, err
+	}
+	s := &Snapshot{compiler: compiler, store: store, txn: txn, caps: caps}
 	for _, entrypoint := range []string{checkEntrypoint, adminEntrypoint} {
 		if len(compiler.GetRulesExact(ast.MustParseRef(entrypoint))) == 0 {
 			return nil, fmt.Errorf("the policy has no rule %s", entrypoint)
@@ -156,7 +168,7 @@ func parseModules(files []file) (live, all map[string]*ast.Module, err error) {
 			errs = append(errs, err)
 			continue
 		}
-		test := strings.HasSuffix(lastOf(module.Package.Path), "_test")
+		test := isTestPackage(module)
 		if test != f.isTest() {
 			errs = append(errs, fmt.Errorf("%s: tests stand in files *_test.rego with a package *_test, and nothing else does",
 				module.Package.Location))
@@ -170,9 +182,10 @@ func parseModules(files []file) (live, all map[string]*ast.Module, err error) {
 	return live, all, errors.Join(errs...)
 }
 
-func lastOf(ref ast.Ref) string {
-	last, _ := ref[len(ref)-1].Value.(ast.String)
-	return string(last)
+func isTestPackage(module *ast.Module) bool {
+	path := module.Package.Path
+	last, _ := path[len(path)-1].Value.(ast.String)
+	return strings.HasSuffix(string(last), "_test")
 }
 
 // parseData puts each data.yaml at the place that its folder names.
@@ -228,6 +241,7 @@ func (s *Snapshot) run(ctx context.Context, body ast.Body, input *ast.Term, canc
 		WithTransaction(s.txn).
 		WithInput(input).
 		WithCancel(cancel).
+		WithBuiltins(s.builtins).
 		WithStrictBuiltinErrors(true).
 		WithMetrics(metrics.NoOp())
 	err := query.Iter(ctx, func(bindings topdown.QueryResult) error {

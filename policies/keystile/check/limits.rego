@@ -13,5 +13,6 @@ default limits := []
 limits := catalog.plan_limits[input.organization.plan] if {
 	input.key.rate_limit == null
 } else := [catalog.limit_of(input.key.rate_limit)] if {
-	input.key.rate_limit
+	# null is no limit of its own, and of it limit_of would make an error.
+	input.key.rate_limit != null
 }
