@@ -167,6 +167,10 @@ func TestBucketName_NoTwoBucketsShareOne(t *testing.T) {
 			}
 		}
 	}
+	want := fmt.Sprintf("1:13:key30:%s4:live30:%s3:1003:1002:60", k.Organization.ID, k.ID)
+	if got := bucketName(k, perMinute(100)); got != want {
+		t.Errorf("the name of a bucket is %q, want %q: a change gives every key a new burst", got, want)
+	}
 }
 
 func TestCharge_AStreamGetsTheBoundAndNoMore(t *testing.T) {
@@ -391,8 +395,8 @@ func TestCharge_TheDeclaredModeStandsIn(t *testing.T) {
 
 func TestNew_ABadURLIsRefusedWithoutRepeatingIt(t *testing.T) {
 	for _, url := range []string{
-		"http://:hunter2@h", "redis://:hunter2@h:6379/notanumber", "redis://:hunter2@h?addr=%zz", "redis://:hunter2@h?no_such=1",
-		"redis://:hunter2@h?addr=h:1&no_such=1", "rediss://:hunter2@h:port", "\x00hunter2", "hunter2",
+		"http://:hunter2@h", "redis://h:6379/hunter2", "redis://:hunter2@h?addr=%zz", "redis://h?hunter2=1",
+		"redis://h?addr=h:1&hunter2=1", "rediss://:hunter2@h:port", "\x00hunter2", "hunter2",
 	} {
 		_, err := New(Options{URL: url, Clock: newFakeClock()})
 		if err == nil || strings.Contains(err.Error(), "hunter2") {

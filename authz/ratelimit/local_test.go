@@ -80,12 +80,12 @@ func TestLocal_ConcurrentChargesTakeEachUnitOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rate := authz.Rate{Rate: 1, Period: time.Hour, Burst: 500}
+	rate := authz.Rate{Rate: 1, Period: time.Hour, Burst: 5000}
 	var allowed atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			for range 200 {
+			for range 20_000 {
 				if l.charge("b", rate, 1).Allowed {
 					allowed.Add(1)
 				}
@@ -93,8 +93,8 @@ func TestLocal_ConcurrentChargesTakeEachUnitOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if allowed.Load() != 500 {
-		t.Errorf("%d of 500 units were taken", allowed.Load())
+	if allowed.Load() != 5000 {
+		t.Errorf("%d of 5000 units were taken", allowed.Load())
 	}
 }
 

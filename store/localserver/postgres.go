@@ -234,7 +234,7 @@ func (p *Postgres) Done() <-chan struct{} { return p.process.done }
 // Stop ends the server and waits until it has ended: at once for clients, orderly
 // for the data; after 5 s immediately; after 2 s more, or when ctx ends, killed,
 // from which the next start recovers. It may be called again, and for a server that
-// has ended by itself. The error is always nil so far.
+// has ended by itself. The error is nil whenever the server has ended.
 func (p *Postgres) Stop(ctx context.Context) error {
 	p.process.stop(ctx)
 	removeSocketDir(p.sockets)
