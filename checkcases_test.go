@@ -98,9 +98,10 @@ type answer struct {
 		Remaining int
 		Mode      string
 	} `json:"rate_limit"`
-	Headers map[string]string
-	Problem map[string]any
-	Errors  []struct{ Pointer, Message string }
+	Headers  map[string]string
+	Problem  map[string]any
+	Degraded []string
+	Errors   []struct{ Pointer, Message string }
 }
 
 // TestE2E_CheckCases runs every case of testdata/checks through HTTP, on a real
