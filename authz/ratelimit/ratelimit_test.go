@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -27,16 +26,20 @@ var servers shared
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	servers.stop()
+	os.Exit(code)
+}
+
+func (s *shared) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if servers.redis != nil {
-		_ = servers.redis.Stop(ctx)
+	if s.redis != nil {
+		_ = s.redis.Stop(ctx)
 	}
-	if servers.cluster != nil {
-		_ = servers.cluster.Stop(ctx)
+	if s.cluster != nil {
+		_ = s.cluster.Stop(ctx)
 	}
-	_ = os.RemoveAll(servers.dir)
-	os.Exit(code)
+	_ = os.RemoveAll(s.dir)
 }
 
 func (s *shared) start(t testing.TB) *shared {
@@ -135,8 +138,6 @@ func newLimiter(t testing.TB, o Options) *Limiter {
 	})
 	return l
 }
-
-func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newKey() *authz.Key {
 	return &authz.Key{

@@ -51,8 +51,8 @@ func postgresDirs(path string) []string {
 	for _, dir := range searchPath(path) {
 		add(dir)
 		// A link to initdb alone leads to the rest.
-		if real, err := filepath.EvalSymlinks(filepath.Join(dir, "initdb")); err == nil {
-			add(filepath.Dir(real))
+		if target, err := filepath.EvalSymlinks(filepath.Join(dir, "initdb")); err == nil {
+			add(filepath.Dir(target))
 		}
 	}
 	for _, pattern := range []string{

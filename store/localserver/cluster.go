@@ -46,7 +46,7 @@ func reach(ctx context.Context, program, dir string, as account) error {
 	if !as.drop {
 		return nil
 	}
-	cmd := exec.CommandContext(ctx, program, "--version") //nolint:gosec // found by this package
+	cmd := exec.CommandContext(ctx, program, "--version")
 	cmd.Dir, cmd.Env, cmd.SysProcAttr = dir, as.environment(), as.attributes(syscall.SIGKILL)
 	switch err := cmd.Run(); {
 	case errors.Is(err, os.ErrPermission):

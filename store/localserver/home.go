@@ -54,7 +54,7 @@ func openHome(dir string) (*home, error) {
 		return nil, fmt.Errorf("lock a server's directory: %w", err)
 	}
 	// Ends with the process, however that ends.
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		text, _ := os.ReadFile(path) //nolint:gosec // as above; without it the process is unknown
 		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 		_ = lock.Close()

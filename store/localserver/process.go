@@ -83,7 +83,7 @@ func runProcess(c command) (*process, error) {
 		started <- nil
 		err := cmd.Wait()
 		if !p.stopping.Load() {
-			p.log.Warn(p.name+" ended by itself", slog.Any("status", err), slog.String("log", p.logFile))
+			p.log.Warn("a server ended by itself", slog.String("server", p.name), slog.Any("status", err), slog.String("log", p.logFile))
 		}
 		close(p.done)
 	}()
@@ -121,7 +121,7 @@ func (p *process) stop(ctx context.Context) {
 			case <-ctx.Done():
 			}
 			timer.Stop()
-			p.log.Warn(p.name+" does not stop, going on with a harder signal", slog.String("after", step.sig.String()))
+			p.log.Warn("a server does not stop; it gets a harder signal", slog.String("server", p.name), slog.String("after", step.sig.String()))
 		}
 	})
 	<-p.done
@@ -177,7 +177,7 @@ func stopLeftover(ctx context.Context, pid int, program, dir, mark string, signa
 	}
 	leftover, err := os.FindProcess(pid)
 	if err != nil {
-		return nil //nolint:nilerr // it has ended meanwhile
+		return nil // it has ended meanwhile
 	}
 	defer func() { _ = leftover.Release() }()
 	if !isServer(pid, program, dir, mark) {

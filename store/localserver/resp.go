@@ -67,7 +67,7 @@ func exchange(conn io.Writer, reader *bufio.Reader, args ...string) (string, err
 	case '+', ':':
 		return line[1:], nil
 	case '-':
-		return "", fmt.Errorf("Redis says: %s", line[1:]) //nolint:staticcheck // a name
+		return "", fmt.Errorf("Redis says: %s", line[1:])
 	case '$':
 		n, err := strconv.Atoi(line[1:])
 		if err != nil || n < 0 || n > maxReply {
