@@ -88,9 +88,6 @@ func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (au
 		return authz.Verdict{}, ErrNoPolicy
 	}
 	v, err := e.evaluate(ctx, s, k, c)
-	if err != nil {
-		v = authz.Verdict{}
-	}
 	v.Revision = s.revision
 	return v, err
 }

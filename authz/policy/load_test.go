@@ -65,7 +65,7 @@ func TestLoad_ErrorsNameFileLineAndReason(t *testing.T) {
 		"rule in a test":   {minimal(fine, "x_test.rego", "package keystile.check\n"), []string{"x_test.rego:1", "tests"}},
 		"test in a rule":   {minimal(fine, "x.rego", "package x_test\n"), []string{"x.rego:1", "tests"}},
 		"broken test":      {minimal(fine, "x_test.rego", "package x_test\n\ntest_x if y\n"), []string{"x_test.rego:3"}},
-		"builtin replaced": {minimal("decision := " + allowing("count([1]) == 2 with count as 2") + "\n"), []string{"check.rego:3"}},
+		"builtin replaced": {minimal(fine + "p if count([1]) == 2 with count as 2\n"), []string{"check.rego:4", "only a test"}},
 		"nothing":          {fstest.MapFS{"README.md": {}}, []string{".rego"}},
 	} {
 		got := loadError(t, c.files)
