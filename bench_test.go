@@ -140,7 +140,7 @@ type benchServer struct {
 
 func startBenchServer(b *testing.B, side string, env map[string]string) *benchServer {
 	b.Helper()
-	cmd := exec.CommandContext(b.Context(), os.Args[0]) //nolint:gosec // this very binary
+	cmd := exec.CommandContext(b.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), asBenchServer+"="+side)
 	for name, value := range env {
 		cmd.Env = append(cmd.Env, name+"="+value)

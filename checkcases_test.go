@@ -138,6 +138,7 @@ func TestE2E_CheckCases(t *testing.T) {
 type caseSecrets struct{ key, token authz.Secret }
 
 func (c *checkCase) run(t *testing.T, s *testService) {
+	t.Helper()
 	secrets := c.store(t, s)
 	for range c.Before {
 		c.ask(t, s, secrets)

@@ -264,7 +264,7 @@ func (d *dev) wait(ctx context.Context) error {
 			d.service.served <- err // for stop, which waits for it
 			return errors.Join(errors.New("the service ended by itself"), err)
 		case <-d.postgres.Done():
-			return errors.New("Postgres ended by itself; see " + filepath.Join(d.options.dir, "postgres")) //nolint:staticcheck // a name
+			return errors.New("Postgres ended by itself; see " + filepath.Join(d.options.dir, "postgres"))
 		case <-redisEnded:
 			redisEnded = nil
 			_, _ = fmt.Fprintln(d.options.err, "redis-server ended by itself; limits are counted in this process from here on")

@@ -55,7 +55,7 @@ func (b *lockedBuffer) String() string {
 // startProgram runs this test binary as keystile. It is killed after the test.
 func startProgram(t *testing.T, prepare func(*exec.Cmd), args ...string) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command(os.Args[0], args...), stderr: &lockedBuffer{}, done: make(chan struct{})} //nolint:gosec,noctx // this very binary
+	p := &program{cmd: exec.Command(os.Args[0], args...), stderr: &lockedBuffer{}, done: make(chan struct{})} //nolint:noctx // its end is waited for below
 	p.cmd.Env = append(os.Environ(), asProgram+"=1")
 	p.cmd.Stderr = p.stderr
 	reader, writer, err := os.Pipe()
@@ -128,7 +128,7 @@ func devDir(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -145,7 +145,7 @@ func mayTicket(t *testing.T, info devInfo, key string) bool {
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer "+info.Callers["tickets"])
-	response, err := http.DefaultClient.Do(r)
+	response, err := testClient().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,7 @@ func TestE2E_DevRunsAsANormalUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(binary, content, 0o755); err != nil { //nolint:gosec // to be run by someone else
+	if err := os.WriteFile(binary, content, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	data := filepath.Join(dir, "data")

@@ -47,7 +47,7 @@ func lockDirectory(dir string) (unlock func() error, err error) {
 	if err != nil {
 		return nil, usageError(fmt.Errorf("cannot write into the data directory: %w; choose another with --data DIR", err))
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		owner, _ := os.ReadFile(path) //nolint:gosec // as above
 		return nil, errors.Join(dependencyError(fmt.Errorf(
 			"another keystile dev (pid %s) uses %s; stop it, or choose another directory with --data DIR",

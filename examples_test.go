@@ -30,7 +30,7 @@ type demonstration struct {
 func startDemonstration(t *testing.T) *demonstration {
 	t.Helper()
 	bin := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./sdk/examples/tickets", "./sdk/examples/customers") //nolint:gosec // our own
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./sdk/examples/tickets", "./sdk/examples/customers")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the example apps: %v: %s", err, out)
 	}
@@ -52,7 +52,7 @@ func (d *demonstration) call(t *testing.T, method, url, key, body string) (*http
 	if body != "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	response, err := http.DefaultClient.Do(r)
+	response, err := testClient().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestE2E_OddRequestsAreNotServed(t *testing.T) {
 	}
 	r.Header.Set("Authorization", "Bearer "+d.info.Keys["acme_live"])
 	r.Header.Set("X-HTTP-Method-Override", "DELETE")
-	response, err := http.DefaultClient.Do(r)
+	response, err := testClient().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -93,23 +92,27 @@ func testEnvironment(t testing.TB) map[string]string {
 	}
 }
 
+// testClient returns a client that follows nothing and keeps no connection.
+func testClient() *http.Client {
+	return &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       10 * time.Second,
+	}
+}
+
 func startTestService(t testing.TB) *testService {
 	t.Helper()
 	cfg, err := configFromEnvironment(testEnvironment(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := startService(t.Context(), cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := startService(t.Context(), cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{
-		Transport:     &http.Transport{MaxIdleConnsPerHost: 16},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       10 * time.Second,
-	}
+	client := testClient()
 	t.Cleanup(func() {
-		client.CloseIdleConnections()
 		if err := s.close(); err != nil {
 			t.Errorf("the service ended with %v", err)
 		}

@@ -52,6 +52,6 @@ func gcPercent(live uint64) int {
 	if live == 0 {
 		return maxGCPercent
 	}
-	percent := int(min(heapFloor*100/live, maxGCPercent+100)) - 100 //nolint:gosec // bounded by the line itself
+	percent := int(min(heapFloor*100/live, maxGCPercent+100)) - 100
 	return max(percent/50*50, defaultGCPercent)
 }

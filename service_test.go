@@ -129,14 +129,14 @@ func TestE2E_NoSecretIsKeptOrLogged(t *testing.T) {
 	unknown := cfg.KeyFormat.Generate(authz.EnvironmentTest)
 	badToken := authz.CallerTokens().Generate()
 	malformed := tenant.key.Reveal()[:40] + "malformed"
-	if a, _ := postCheck(t, http.DefaultClient, s.url, tenant.token, tenant.key.Reveal()); !a.Allow {
+	if a, _ := postCheck(t, testClient(), s.url, tenant.token, tenant.key.Reveal()); !a.Allow {
 		t.Fatalf("not allowed: %+v", a)
 	}
-	postCheck(t, http.DefaultClient, s.url, tenant.token, unknown.Reveal())
-	postCheck(t, http.DefaultClient, s.url, tenant.token, malformed)
-	postCheck(t, http.DefaultClient, s.url, badToken, tenant.key.Reveal())
-	_, metrics := get(t, http.DefaultClient, s.opsURL+"/metrics")
-	_, readiness := get(t, http.DefaultClient, s.opsURL+"/readyz")
+	postCheck(t, testClient(), s.url, tenant.token, unknown.Reveal())
+	postCheck(t, testClient(), s.url, tenant.token, malformed)
+	postCheck(t, testClient(), s.url, badToken, tenant.key.Reveal())
+	_, metrics := get(t, testClient(), s.opsURL+"/metrics")
+	_, readiness := get(t, testClient(), s.opsURL+"/readyz")
 	if err := s.close(); err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func TestE2E_TLSIsServedAndClientCertificatesAreRequired(t *testing.T) {
 	if code, body := get(t, client(&tls.Config{}), s.url+"/healthz"); code != 200 {
 		t.Errorf("%d %s", code, body)
 	}
-	if code, body := get(t, http.DefaultClient, "http"+strings.TrimPrefix(s.url, "https")+"/healthz"); code == 200 {
+	if code, body := get(t, testClient(), "http"+strings.TrimPrefix(s.url, "https")+"/healthz"); code == 200 {
 		t.Errorf("plain HTTP is answered: %s", body)
 	}
 
@@ -337,7 +337,7 @@ func TestE2E_RedisMayGoAndComeBack(t *testing.T) {
 	t.Cleanup(func() { _ = s.close() })
 	tenant := addTenant(t, s.store, cfg.KeyFormat)
 	ask := func() answer {
-		a, _ := postCheck(t, http.DefaultClient, s.url, tenant.token, tenant.key.Reveal())
+		a, _ := postCheck(t, testClient(), s.url, tenant.token, tenant.key.Reveal())
 		return a
 	}
 	if a := ask(); !a.Allow || a.RateLimit.Mode != "exact" || len(a.Degraded) != 0 {
@@ -351,7 +351,7 @@ func TestE2E_RedisMayGoAndComeBack(t *testing.T) {
 			t.Fatalf("without Redis: %+v", a)
 		}
 	}
-	if code, body := get(t, http.DefaultClient, s.url+"/readyz"); code != 200 || !strings.Contains(body, "degraded") {
+	if code, body := get(t, testClient(), s.url+"/readyz"); code != 200 || !strings.Contains(body, "degraded") {
 		t.Errorf("readiness without Redis: %d %s", code, body)
 	}
 	again, err := localserver.StartRedis(t.Context(), localserver.RedisOptions{Dir: devDir(t) + "/redis", Password: "tests", Port: redis.Port()})
@@ -392,7 +392,7 @@ func TestE2E_PostgresMayGoAndComeBack(t *testing.T) {
 	t.Cleanup(func() { _ = s.close() })
 	known, late := addTenant(t, s.store, cfg.KeyFormat), addTenant(t, s.store, cfg.KeyFormat)
 	ask := func(key authz.Secret) answer {
-		a, _ := postCheck(t, http.DefaultClient, s.url, known.token, key.Reveal())
+		a, _ := postCheck(t, testClient(), s.url, known.token, key.Reveal())
 		return a
 	}
 	if a := ask(known.key); !a.Allow {
@@ -454,7 +454,7 @@ func TestE2E_APolicyDirectoryIsServedOrRefusedWithItsReason(t *testing.T) {
 	}
 	cfg, _ := configFromEnvironment(env)
 	tenant := addTenant(t, s.store, cfg.KeyFormat)
-	a, _ := postCheck(t, http.DefaultClient, s.url, tenant.token, tenant.key.Reveal())
+	a, _ := postCheck(t, testClient(), s.url, tenant.token, tenant.key.Reveal())
 	if err := s.close(); err != nil {
 		t.Error(err)
 	}

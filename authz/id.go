@@ -62,7 +62,7 @@ const (
 )
 
 // errID is what ParseID says; it never repeats the text it was given.
-var errID = errors.New("not an id of this kind") //nolint:gochecknoglobals // a sentinel
+var errID = errors.New("not an id of this kind")
 
 // newID makes an id from the given time (its first 48 bits, in milliseconds) and
 // 74 random bits of crypto/rand, as RFC 9562 §5.7 says for UUIDv7.
@@ -165,7 +165,7 @@ func (id ID[K]) AppendTo(b []byte) []byte {
 
 // Time returns the millisecond at which the id was made.
 func (id ID[K]) Time() time.Time {
-	return time.UnixMilli(int64(binary.BigEndian.Uint64(id.uuid[:8]) >> 16)).UTC() //nolint:gosec // 48 bits
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id.uuid[:8]) >> 16)).UTC()
 }
 
 // MarshalText implements encoding.TextMarshaler with the TypeID.

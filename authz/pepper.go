@@ -101,7 +101,7 @@ func (p *pepper) digest(h SecretHash) Digest {
 }
 
 // ErrNoPepper says that a digest was asked for without any pepper.
-var ErrNoPepper = errors.New("no pepper is configured") //nolint:gochecknoglobals // a sentinel
+var ErrNoPepper = errors.New("no pepper is configured")
 
 // Digest returns the digest under the first pepper, and that pepper's id.
 func (p Peppers) Digest(h SecretHash) (Digest, string, error) {

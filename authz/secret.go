@@ -213,7 +213,7 @@ func checksum(s string) [secretChecksumLen]byte {
 	// Byte by byte over the string: crc32.ChecksumIEEE would cost a copy of it.
 	sum := ^uint32(0)
 	for i := range len(s) {
-		sum = crc32.IEEETable[byte(sum)^s[i]] ^ sum>>8
+		sum = crc32.IEEETable[sum&0xff^uint32(s[i])] ^ sum>>8
 	}
 	sum = ^sum
 	var out [secretChecksumLen]byte

@@ -124,7 +124,7 @@ func (s *Server) Serve(ctx context.Context, api, ops net.Listener) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		s.drain(failed)
+		s.drain()
 	case err = <-failed:
 	}
 	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
@@ -141,15 +141,10 @@ func (s *Server) Serve(ctx context.Context, api, ops net.Listener) error {
 	return nil
 }
 
-func (s *Server) drain(failed <-chan error) {
+func (s *Server) drain() {
 	s.draining.Store(true)
 	s.log.Info("draining")
-	notice := time.NewTimer(drainNotice)
-	defer notice.Stop()
-	select {
-	case <-notice.C:
-	case <-failed:
-	}
+	<-time.After(drainNotice)
 }
 
 func (s *Server) httpServer(h http.Handler) *http.Server {

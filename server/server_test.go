@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -187,7 +188,7 @@ func TestAnswer_StringsAreThoseOfEncodingJSON(t *testing.T) {
 		wantJSON, _ := json.Marshal(s)
 		var want string
 		_ = json.Unmarshal(wantJSON, &want)
-		if got != want || strings.ContainsAny(string(b), "<>&\x00\u2028") {
+		if got != want || bytes.ContainsAny(b, "<>&\x00\u2028") {
 			t.Errorf("%q: %s, encoding/json: %s", s, b, wantJSON)
 		}
 	}

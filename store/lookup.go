@@ -26,11 +26,11 @@ const (
 )
 
 var (
-	errLookupFull    = errors.New("too many look-ups are waiting")                            //nolint:gochecknoglobals // a sentinel
-	errLookupTimeout = errors.New("the look-up took too long")                                //nolint:gochecknoglobals // a sentinel
-	errOvertaken     = errors.New("changes kept overtaking the look-up")                      //nolint:gochecknoglobals // a sentinel
-	errStoreClosed   = errors.New("the store is closed")                                      //nolint:gochecknoglobals // a sentinel
-	errNoContact     = errors.New("no contact with Postgres for longer than the stale limit") //nolint:gochecknoglobals // a sentinel
+	errLookupFull    = errors.New("too many look-ups are waiting")
+	errLookupTimeout = errors.New("the look-up took too long")
+	errOvertaken     = errors.New("changes kept overtaking the look-up")
+	errStoreClosed   = errors.New("the store is closed")
+	errNoContact     = errors.New("no contact with Postgres for longer than the stale limit")
 )
 
 // lookups coalesces misses: one statement is in flight, the next carries everyone
