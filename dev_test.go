@@ -55,7 +55,7 @@ func (b *lockedBuffer) String() string {
 // startProgram runs this test binary as keystile. It is killed after the test.
 func startProgram(t *testing.T, prepare func(*exec.Cmd), args ...string) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command(os.Args[0], args...), stderr: &lockedBuffer{}, done: make(chan struct{})} //nolint:noctx // its end is waited for below
+	p := &program{cmd: exec.Command(os.Args[0], args...), stderr: &lockedBuffer{}, done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), asProgram+"=1")
 	p.cmd.Stderr = p.stderr
 	reader, writer, err := os.Pipe()
