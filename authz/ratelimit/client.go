@@ -13,6 +13,10 @@ import (
 // too long for each other on a small machine.
 const minPoolSize = 32
 
+// resp2 is the protocol to speak: RESP3's push notifications are of no use here, and
+// go-redis looks for them before each answer.
+const resp2 = 2
+
 // newClient returns a client whose every wait is within the budget, and which
 // never retries: the stand-in is sooner. An error never repeats the URL, which may
 // hold a password.
@@ -35,7 +39,7 @@ func newClient(text string) (redis.UniversalClient, error) {
 		o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
 		o.MaxRetries, o.DialerRetries, o.MaxRedirects = -1, 1, 3
 		o.ContextTimeoutEnabled, o.DisableIdentity = true, true
-		o.MaintNotificationsConfig = quiet
+		o.MaintNotificationsConfig, o.Protocol = quiet, resp2
 		o.PoolSize = poolSize
 		return redis.NewClusterClient(o), nil
 	}
@@ -46,7 +50,7 @@ func newClient(text string) (redis.UniversalClient, error) {
 	o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
 	o.MaxRetries, o.DialerRetries = -1, 1
 	o.ContextTimeoutEnabled, o.DisableIdentity = true, true
-	o.MaintNotificationsConfig = quiet
+	o.MaintNotificationsConfig, o.Protocol = quiet, resp2
 	o.PoolSize = poolSize
 	return redis.NewClient(o), nil
 }

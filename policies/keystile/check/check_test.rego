@@ -359,6 +359,49 @@ test_denial_without_a_reason_gets_one if {
 	check.reasons == [reason] with check.reason as set()
 }
 
+# The decision has the fences in place as well as by their rules: whatever is asked, it
+# allows exactly when there is no reason against it.
+test_allowed_exactly_without_a_reason if {
+	every changes in combinations {
+		decision := check.decision with input as changed(changes)
+		against := count(check.reason) with input as changed(changes)
+		allowed_without_reason(decision.allow, against)
+	}
+	some changes in combinations
+	check.decision.allow with input as changed(changes)
+}
+
+allowed_without_reason(true, 0)
+
+allowed_without_reason(false, against) if against > 0
+
+combinations contains {
+	"caller": {"environments": serves},
+	"key": {"environment": environment, "scopes": scopes, "allowed_cidrs": cidrs},
+	"request": {
+		"method": asked_for[0],
+		"path": asked_for[1],
+		"segments": [segment | some segment in split(asked_for[1], "/"); segment != ""],
+		"action": asked_for[2],
+		"environment": wanted,
+		"resource": {"organization": organization},
+		"client_ip": "203.0.113.7",
+	},
+} if {
+	some serves in [[], ["live"], ["live", "test"]]
+	some environment in ["live", "test"]
+	some wanted in ["", "live", "test"]
+	some scopes in [[], ["tickets:read"], ["customers:read", "tickets:read", "tickets:write"]]
+	some cidrs in [[], ["203.0.113.0/24"], ["198.51.100.0/24"]]
+	some organization in ["", "org_1", "acme", "org_2"]
+	some asked_for in [
+		["GET", "/api/v1/tickets", ""],
+		["POST", "/api/v1/tickets", "customers:read"],
+		["", "", "tickets:read"],
+		["GET", "/nowhere", ""],
+	]
+}
+
 # A question that lacks a field that a shipped rule reads is never allowed.
 test_missing_field_never_allows if {
 	every path in needed {

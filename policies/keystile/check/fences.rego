@@ -35,25 +35,16 @@ reason contains {
 # description: The caller serves the key's environment, and an environment that is asked for is the key's.
 # scope: document
 environment_matches if {
-	input.request.environment == ""
 	input.key.environment in input.caller.environments
-}
-
-environment_matches if {
-	input.request.environment == input.key.environment
-	input.key.environment in input.caller.environments
+	input.request.environment in {"", input.key.environment}
 }
 
 # METADATA
 # title: The organization matches
 # description: The resource's organization is unknown, or the key's by its id or external id.
 # scope: document
-organization_matches if input.request.resource.organization == ""
-
-organization_matches if object.get(input.request.resource, "organization", "") == ""
-
 organization_matches if {
-	input.request.resource.organization in {input.organization.id, input.organization.external_id}
+	object.get(input.request.resource, "organization", "") in {"", input.organization.id, input.organization.external_id}
 }
 
 # METADATA
