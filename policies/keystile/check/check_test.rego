@@ -359,21 +359,28 @@ test_denial_without_a_reason_gets_one if {
 	check.reasons == [reason] with check.reason as set()
 }
 
-# The decision has the fences in place as well as by their rules: whatever is asked, it
-# allows exactly when there is no reason against it.
-test_allowed_exactly_without_a_reason if {
+# The ordinary request is decided in place, everything else by its rules: whatever is asked,
+# both say the same, and there is an allow exactly when there is no reason against it.
+test_allowed_in_place_exactly_as_by_rule if {
 	every changes in combinations {
 		decision := check.decision with input as changed(changes)
+		by_rule := object.get(check, "allowed", null) with input as changed(changes)
 		against := count(check.reason) with input as changed(changes)
-		allowed_without_reason(decision.allow, against)
+		same(decision, by_rule, against)
 	}
 	some changes in combinations
 	check.decision.allow with input as changed(changes)
 }
 
-allowed_without_reason(true, 0)
+same(decision, by_rule, 0) if {
+	decision == by_rule
+	decision.allow == true
+}
 
-allowed_without_reason(false, against) if against > 0
+same(decision, null, against) if {
+	against > 0
+	decision.allow == false
+}
 
 combinations contains {
 	"caller": {"environments": serves},
@@ -388,12 +395,12 @@ combinations contains {
 		"client_ip": "203.0.113.7",
 	},
 } if {
-	some serves in [[], ["live"], ["live", "test"]]
+	some serves in [["live"], ["live", "test"]]
 	some environment in ["live", "test"]
-	some wanted in ["", "live", "test"]
+	some wanted in ["", "live"]
 	some scopes in [[], ["tickets:read"], ["customers:read", "tickets:read", "tickets:write"]]
 	some cidrs in [[], ["203.0.113.0/24"], ["198.51.100.0/24"]]
-	some organization in ["", "org_1", "acme", "org_2"]
+	some organization in ["", "acme", "org_2"]
 	some asked_for in [
 		["GET", "/api/v1/tickets", ""],
 		["POST", "/api/v1/tickets", "customers:read"],
