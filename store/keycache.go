@@ -155,3 +155,9 @@ func (c *keyCache) forget(n int64) {
 	c.known.InvalidateAll()
 	c.unknown.InvalidateAll()
 }
+
+// close stops what the caches run in the background.
+func (c *keyCache) close() {
+	c.known.StopAllGoroutines()
+	c.unknown.StopAllGoroutines()
+}

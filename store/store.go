@@ -83,6 +83,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s.contact.Store(-1)
 	if err := s.open(ctx, o.Deployment); err != nil {
+		if s.keys != nil {
+			s.keys.close()
+		}
 		return nil, errors.Join(err, s.closePools())
 	}
 	followCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -128,6 +131,7 @@ func (s *Store) Close() error {
 		s.stop()
 		s.followed.Wait()
 		s.lookups.close()
+		s.keys.close()
 		err = s.closePools()
 	})
 	return err

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/store"
 	"github.com/supportstation/keystile/store/storetest"
@@ -346,6 +348,20 @@ func TestStore_MissesAreCoalesced(t *testing.T) {
 	if n := s.Health().Lookups; n > 3 {
 		t.Errorf("%d statements for one key", n)
 	}
+}
+
+func TestStore_CloseLeavesNothingRunning(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	before := goleak.IgnoreCurrent()
+	s, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: peppers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	find(t, s, format(t).Generate(authz.EnvironmentLive))
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	goleak.VerifyNone(t, before)
 }
 
 func TestStore_ADatabaseThatDoesNotFitIsRefused(t *testing.T) {
