@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -73,11 +74,9 @@ func printSettings(w io.Writer, output string, values configValues) error {
 		err = yaml.NewEncoder(w).Encode(shown)
 	case "table":
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(table, "NAME\tVALUE\tSOURCE")
+		_, _ = fmt.Fprintln(table, "NAME\tVALUE\tSOURCE\tFORM")
 		for _, row := range shown {
-			if row.Source != "" {
-				_, _ = fmt.Fprintf(table, "%s\t%s\t%s\n", row.Name, row.Value, row.Source)
-			}
+			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", row.Name, cmp.Or(row.Value, "-"), cmp.Or(row.Source, "-"), row.Form)
 		}
 		err = table.Flush()
 	default:

@@ -112,11 +112,11 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	if err != nil {
 		return fmt.Errorf("make the server: %w", err)
 	}
-	api, err := listen(ctx, "KEYSTILE_LISTEN", cfg.Listen)
+	api, err := listen(ctx, "--listen", cfg.Listen)
 	if err != nil {
 		return err
 	}
-	ops, err := listen(ctx, "KEYSTILE_OPS_LISTEN", cfg.OpsListen)
+	ops, err := listen(ctx, "--ops-listen", cfg.OpsListen)
 	if err != nil {
 		return errors.Join(err, api.Close())
 	}
@@ -144,12 +144,12 @@ func loadPolicies(ctx context.Context, cfg Config) (*policy.Engine, error) {
 	return policy.NewEngine(snapshot), nil
 }
 
-func listen(ctx context.Context, setting, address string) (net.Listener, error) {
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, dependencyError(fmt.Errorf("cannot listen on %s: %w; choose another address with %s (port 0 takes a free one)",
-			address, err, setting))
+			address, err, flag))
 	}
 	return l, nil
 }

@@ -90,16 +90,20 @@ type Key struct {
 	// Revision is the store's revision that last changed the row.
 	Revision int64
 
-	memo atomic.Value
+	Memo
 }
 
-// Memo returns what the policy room has put beside this record, or nil.
-func (k *Key) Memo() any { return k.memo.Load() }
+// Memo is a slot beside a shared record, for as long as the record lives. Only
+// authz/policy uses it, always with one concrete type for one kind of record. What
+// depends on more than the record is tagged with the snapshot that it belongs to.
+// Safe for concurrent use; must not be copied.
+type Memo struct{ value atomic.Value }
 
-// SetMemo keeps a value of the policy room's beside this record, for as long as
-// the record lives. Only authz/policy calls it, always with one concrete type,
-// and tags the value with the snapshot that it belongs to.
-func (k *Key) SetMemo(v any) { k.memo.Store(v) }
+// Memo returns what is kept, or nil.
+func (m *Memo) Memo() any { return m.value.Load() }
+
+// SetMemo keeps a value in place of what was kept.
+func (m *Memo) SetMemo(v any) { m.value.Store(v) }
 
 // KeySecret is one of a key's secrets, as far as it is known: never the secret itself.
 type KeySecret struct {
@@ -114,7 +118,8 @@ type KeySecret struct {
 	RevokedAt time.Time
 }
 
-// Caller is a backend service that asks for checks. A read Caller is never changed.
+// Caller is a backend service that asks for checks. A read Caller is never changed
+// and shared by all its checks; only its memo is ever set. It must not be copied.
 type Caller struct {
 	ID   CallerID
 	Name string
@@ -128,6 +133,8 @@ type Caller struct {
 	TokenExpiresAt time.Time
 	TokenRevokedAt time.Time
 	Revision       int64
+
+	Memo
 }
 
 // Permission is what a caller may ask for.

@@ -91,8 +91,10 @@ func decisionHeader(d *authz.Decision) []string {
 func prefersDecisionStatus(h http.Header) bool {
 	for _, line := range h["Prefer"] {
 		for preference := range strings.SplitSeq(line, ",") {
-			value, _, _ := strings.Cut(preference, ";")
-			if strings.EqualFold(strings.TrimSpace(value), "status=decision") {
+			preference, _, _ = strings.Cut(preference, ";")
+			name, value, _ := strings.Cut(preference, "=")
+			value = strings.Trim(strings.TrimSpace(value), `"`)
+			if strings.EqualFold(strings.TrimSpace(name), "status") && strings.EqualFold(value, "decision") {
 				return true
 			}
 		}

@@ -13,6 +13,8 @@ type Clock struct {
 	start time.Time
 	// offset is Postgres' Unix time in nanoseconds when the monotonic clock stood at start.
 	offset atomic.Int64
+	// took is how long the answer took that was last believed; 0 before the first.
+	took time.Duration
 }
 
 // NewClock returns a clock on the machine's time.
@@ -29,11 +31,14 @@ func (c *Clock) Now() time.Time { return time.Unix(0, c.offset.Load()+int64(c.el
 func (c *Clock) elapsed() time.Duration { return time.Since(c.start) }
 
 // learn sets the clock by what Postgres said between two readings of elapsed. An
-// answer that took long tells little: more than maxClockDoubt is not believed.
+// answer that took long tells little: beyond maxClockDoubt it is believed only when
+// nothing better is known. Not for concurrent use.
 func (c *Clock) learn(postgres time.Time, before, after time.Duration) {
 	const maxClockDoubt = 100 * time.Millisecond
-	if after-before > maxClockDoubt {
+	took := after - before
+	if took > maxClockDoubt && c.took != 0 && took > c.took {
 		return
 	}
+	c.took = max(took, 1)
 	c.offset.Store(postgres.UnixNano() - int64(before+(after-before)/2))
 }

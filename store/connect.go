@@ -23,14 +23,16 @@ const (
 	checkReadDeadline = 100 * time.Millisecond
 	// manageReadDeadline is for management, migrations and usage.
 	manageReadDeadline = 30 * time.Second
-	// listenReadDeadline is for LISTEN, which is pinged each listenPing.
+	// listenReadDeadline is for LISTEN, which is pinged each listenPing, and for
+	// reading what has changed: a Postgres that is slow is not one that is away.
 	listenReadDeadline = 1500 * time.Millisecond
 	listenPing         = 500 * time.Millisecond
 
-	checkPoolSize  = 8
-	managePoolSize = 4
-	connectTimeout = time.Second
-	idleConnection = 5 * time.Minute
+	checkPoolSize   = 8
+	changesPoolSize = 1
+	managePoolSize  = 4
+	connectTimeout  = time.Second
+	idleConnection  = 5 * time.Minute
 )
 
 // DatabaseURL is a parsed KEYSTILE_DATABASE_URL. Its text holds a password: it

@@ -40,8 +40,10 @@ type Store struct {
 	log      *slog.Logger
 	clock    *Clock
 
-	check  *sqlx.DB
-	manage *sqlx.DB
+	// check, changes and manage are the three kinds of connection; LISTEN is of the second.
+	check   *sqlx.DB
+	changes *sqlx.DB
+	manage  *sqlx.DB
 
 	keys    *keyCache
 	lookups *lookups
@@ -98,6 +100,9 @@ func (s *Store) open(ctx context.Context, deploymentWanted string) (err error) {
 	if s.check, err = s.url.pool(checkPoolSize, checkReadDeadline, true); err != nil {
 		return err
 	}
+	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true); err != nil {
+		return err
+	}
 	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
 		return err
 	}
@@ -139,7 +144,7 @@ func (s *Store) Close() error {
 
 func (s *Store) closePools() error {
 	var errs []error
-	for _, db := range []*sqlx.DB{s.check, s.manage} {
+	for _, db := range []*sqlx.DB{s.check, s.changes, s.manage} {
 		if db != nil {
 			errs = append(errs, translate("disconnect from Postgres", db.Close()))
 		}

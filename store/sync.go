@@ -105,17 +105,14 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
 	applied := s.applied.Load()
-	ctx, cancel := context.WithTimeout(ctx, lookupBudget)
-	defer cancel()
-
 	since := applied
 	if since == 0 {
 		since = math.MaxInt64 // nothing is in memory yet that could have changed
 	}
 	var rows []changeRow
 	before := s.clock.elapsed()
-	if err := s.check.SelectContext(ctx, &rows, changesSQL, since, maxChanges); err != nil {
-		return translate("read what has changed", err)
+	if err := s.readChanges(ctx, &rows, since); err != nil {
+		return err
 	}
 	after := s.clock.elapsed()
 	if len(rows) == 0 {
@@ -134,9 +131,15 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	s.applied.Store(n)
 	s.contact.Store(int64(before)) // what was read is as old as the question
 	if s.lost.Swap(false) {
-		s.log.Info("Postgres answers again")
+		s.log.Warn("Postgres answers again")
 	}
 	return nil
+}
+
+func (s *Store) readChanges(ctx context.Context, rows *[]changeRow, since int64) error {
+	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+	defer cancel()
+	return translate("read what has changed", s.changes.SelectContext(ctx, rows, changesSQL, since, maxChanges))
 }
 
 func (s *Store) apply(ctx context.Context, applied int64, rows []changeRow) error {
@@ -160,7 +163,9 @@ func (s *Store) apply(ctx context.Context, applied int64, rows []changeRow) erro
 		callers = true
 	}
 	if callers {
-		table, err := readCallers(ctx, s.check)
+		ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+		defer cancel()
+		table, err := readCallers(ctx, s.changes)
 		if err != nil {
 			return err
 		}

@@ -52,7 +52,7 @@ func newNames() *names {
 
 // input makes the input document of a check, without reflection and without JSON.
 func (n *names) input(k *authz.Key, c *authz.Check) (*ast.Term, error) {
-	memo, ok := k.Memo().(*keyMemo)
+	memo, ok := k.Memo.Memo().(*keyMemo)
 	if !ok {
 		var err error
 		if memo, err = n.memo(k); err != nil {
@@ -116,10 +116,20 @@ func (n *names) organizationTerm(o *authz.Organization) (*ast.Term, error) {
 	), nil
 }
 
+// callerTerm makes the caller's part once for each record.
 func (n *names) callerTerm(c *authz.Caller) *ast.Term {
 	if c == nil {
 		c = &authz.Caller{}
 	}
+	if term, ok := c.Memo.Memo().(*ast.Term); ok {
+		return term
+	}
+	term := n.newCallerTerm(c)
+	c.SetMemo(term)
+	return term
+}
+
+func (n *names) newCallerTerm(c *authz.Caller) *ast.Term {
 	environments := make([]*ast.Term, len(c.Environments))
 	for i, e := range c.Environments {
 		environments[i] = n.string(string(e))

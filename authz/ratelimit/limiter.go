@@ -123,7 +123,7 @@ func (l *Limiter) Charge(ctx context.Context, k *authz.Key, limit authz.Limit, c
 		return l.standIn(bucket, limit.Rate, cost), nil
 	}
 	if l.breaker.success() {
-		l.log.Info("Redis answers again; limits are exact")
+		l.log.Warn("Redis answers again; limits are exact")
 	}
 	l.exact.Add(1)
 	return c, nil

@@ -197,6 +197,19 @@ test_root_can_be_a_route if {
 		with input as changed({"request": {"path": "/", "segments": []}})
 }
 
+test_encoded_literal_is_that_literal if {
+	routes := {"GET": {"2": {"/x/{b}": {"scopes": ["s:variable"]}, "/x/z": {"scopes": ["s:literal"]}}}}
+	every path in ["/x/z", "/x/%7a", "/%78/%7A"] {
+		decision := check.decision with catalog.routes as routes
+			with input as changed({"request": {"path": path, "segments": ["x", "z"]}})
+		decision.required_scopes == ["s:literal"]
+		decision.route == "/x/z"
+	}
+	decision := check.decision with catalog.routes as routes
+		with input as changed({"request": {"path": "/x/%71", "segments": ["x", "q"]}})
+	decision.required_scopes == ["s:variable"]
+}
+
 test_every_scope_of_a_route_is_required if {
 	routes := {"GET": {"1": {"/x": {"scopes": ["tickets:write", "tickets:read", "customers:write", "tickets:write"]}}}}
 	decision := check.decision with catalog.routes as routes

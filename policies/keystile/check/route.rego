@@ -70,9 +70,18 @@ default matched := {"route": null, "scopes": []}
 
 matched := catalog.literal_routes[input.request.method][input.request.path] if {
 	input.request.ambiguous == false
+} else := catalog.literal_routes[input.request.method][decoded_path] if {
+	# An encoded spelling of a literal must not pass for the value of a variable.
+	input.request.ambiguous == false
+	contains(input.request.path, "%")
 } else := variable_matches[0] if {
 	input.request.ambiguous == false
 }
+
+# METADATA
+# title: Decoded path
+# description: The path as an app reads it, from its decoded segments.
+decoded_path := concat("/", array.concat([""], input.request.segments))
 
 variable_matches := [route |
 	size := format_int(count(input.request.segments), 10)
