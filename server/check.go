@@ -59,6 +59,12 @@ func (s *Server) answer(c *gin.Context, d *authz.Decision, body []byte) {
 	status := http.StatusOK
 	if prefersDecisionStatus(c.Request.Header) {
 		status = d.Status
+		// A 401 names its challenge (RFC 9110 §15.5.2); otherwise it is data for the app alone.
+		for _, h := range d.Headers {
+			if status == http.StatusUnauthorized && h.Name == "WWW-Authenticate" {
+				header["WWW-Authenticate"] = []string{h.Value}
+			}
+		}
 		header["Preference-Applied"] = []string{"status=decision"}
 	}
 	send(c, status, body)

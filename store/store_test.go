@@ -3,13 +3,10 @@ package store_test
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -351,91 +348,6 @@ func TestStore_MissesAreCoalesced(t *testing.T) {
 	if n := s.Health().Lookups; n > 3 {
 		t.Errorf("%d statements for one key", n)
 	}
-}
-
-// slowLink passes connections on to Postgres, and what clients send later by delay.
-type slowLink struct {
-	address string
-	delay   atomic.Int64
-}
-
-func newSlowLink(t *testing.T, target string) *slowLink {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &slowLink{address: listener.Addr().String()}
-	var group sync.WaitGroup
-	t.Cleanup(func() {
-		_ = listener.Close()
-		group.Wait()
-	})
-	group.Go(func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", target)
-			if err != nil {
-				_ = client.Close()
-				continue
-			}
-			for _, pair := range [][2]net.Conn{{client, server}, {server, client}} {
-				group.Go(func() {
-					defer func() { _, _ = client.Close(), server.Close() }()
-					buffer := make([]byte, 64<<10)
-					for {
-						n, err := pair[0].Read(buffer)
-						if err != nil {
-							return
-						}
-						if pair[0] == client {
-							<-time.After(time.Duration(l.delay.Load()))
-						}
-						if _, err := pair[1].Write(buffer[:n]); err != nil {
-							return
-						}
-					}
-				})
-			}
-		}
-	})
-	return l
-}
-
-// A Postgres that answers late is not one that is away: changes arrive all the same.
-func TestStore_ASlowPostgresIsNotTakenForOneThatIsAway(t *testing.T) {
-	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
-	u, err := url.Parse(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	link := newSlowLink(t, u.Host)
-	u.Host = link.address
-	here, there := storetest.Open(t, at, peppers), storetest.Open(t, u.String(), peppers)
-	k := add(t, here)
-	if err := there.Synchronize(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if find(t, there, k.secret).Key == nil {
-		t.Fatal("unknown")
-	}
-	link.delay.Store(int64(250 * time.Millisecond))
-	n := write(t, here, func(ctx context.Context, c *store.Change) error {
-		return c.RevokeKey(ctx, k.key.Organization.ID, k.key.ID)
-	})
-	if err := there.Synchronize(t.Context()); err != nil {
-		t.Fatalf("a slow answer is taken for none: %v", err)
-	}
-	if h := there.Health(); h.Revision < n || h.Degraded {
-		t.Errorf("%+v, want revision %d", h, n)
-	}
-	if found, err := there.FindKey(t.Context(), k.secret.Hash()); err == nil && found.Key.RevokedAt.IsZero() {
-		t.Error("a revoked key is served")
-	}
-	link.delay.Store(0)
 }
 
 func TestStore_CloseLeavesNothingRunning(t *testing.T) {
