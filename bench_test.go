@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/policies"
 	"github.com/supportstation/keystile/store"
 )
 
@@ -47,6 +49,7 @@ const (
 // their own on loopback, in turns; the figures are medians of the rounds.
 func BenchmarkCheckAgainstBareHandler(b *testing.B) {
 	env := testEnvironment(b)
+	env["KEYSTILE_POLICY_DIR"] = benchPolicies(b)
 	key, token := benchData(b, env)
 	bare := startBenchServer(b, "bare", env)
 	check := startBenchServer(b, "check", env)
@@ -102,7 +105,31 @@ func medianRound(rounds []benchRound) benchRound {
 	}
 }
 
-// benchData stores a key with the highest limit, and a caller.
+// benchPolicies returns a copy of the shipped policies in which plan standard has the
+// highest limit: an ordinary check is one of a key with its plan's limit.
+func benchPolicies(b *testing.B) string {
+	b.Helper()
+	dir := b.TempDir()
+	if err := os.CopyFS(dir, policies.FS); err != nil {
+		b.Fatal(err)
+	}
+	path := filepath.Join(dir, "keystile", "catalog", "data.yaml")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	shipped := []byte("standard: {rate: 100, period_seconds: 60, burst: 100}")
+	if !bytes.Contains(raw, shipped) {
+		b.Fatal("the catalogue has no plan standard as shipped")
+	}
+	raised := fmt.Appendf(nil, "standard: {rate: %d, period_seconds: 60, burst: %d}", benchBurst, benchBurst)
+	if err := os.WriteFile(path, bytes.Replace(raw, shipped, raised, 1), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return dir
+}
+
+// benchData stores a key of plan standard, and a caller.
 func benchData(b *testing.B, env map[string]string) (key, token authz.Secret) {
 	b.Helper()
 	cfg, err := configFromEnvironment(env)
@@ -120,7 +147,6 @@ func benchData(b *testing.B, env map[string]string) (key, token authz.Secret) {
 		k := &authz.Key{
 			ID: authz.NewKeyID(now), Name: "bench", Environment: authz.EnvironmentLive,
 			Scopes:       []authz.Scope{"tickets:read"},
-			RateLimit:    &authz.Rate{Rate: benchBurst, Period: time.Minute, Burst: benchBurst},
 			Organization: &authz.Organization{ID: authz.NewOrganizationID(now), Name: "Bench", Plan: "standard"},
 		}
 		ks := &authz.KeySecret{ID: authz.NewSecretID(now), Hint: cfg.KeyFormat.Hint(key)}
