@@ -90,20 +90,10 @@ type Key struct {
 	// Revision is the store's revision that last changed the row.
 	Revision int64
 
-	Memo
+	// Memo keeps what authz/policy alone puts beside this record, always of one concrete
+	// type; what depends on more than the record is tagged with its snapshot.
+	Memo atomic.Value
 }
-
-// Memo is a slot beside a shared record, for as long as the record lives. Only
-// authz/policy uses it, always with one concrete type for one kind of record. What
-// depends on more than the record is tagged with the snapshot that it belongs to.
-// Safe for concurrent use; must not be copied.
-type Memo struct{ value atomic.Value }
-
-// Memo returns what is kept, or nil.
-func (m *Memo) Memo() any { return m.value.Load() }
-
-// SetMemo keeps a value in place of what was kept.
-func (m *Memo) SetMemo(v any) { m.value.Store(v) }
 
 // KeySecret is one of a key's secrets, as far as it is known: never the secret itself.
 type KeySecret struct {
@@ -134,7 +124,8 @@ type Caller struct {
 	TokenRevokedAt time.Time
 	Revision       int64
 
-	Memo
+	// Memo is as Key.Memo.
+	Memo atomic.Value
 }
 
 // Permission is what a caller may ask for.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"unicode/utf8"
 
@@ -307,11 +308,9 @@ func (q *question) string() (string, error) {
 
 // textValue takes one string value.
 func (q *question) textValue(field questionField, text string) *problem {
-	for i := range len(text) {
-		if text[i] == 0 {
-			return badRequest("nul_character", "A string contains a NUL character.",
-				fieldIssue{field.pointer(), "contains a NUL character"})
-		}
+	if strings.IndexByte(text, 0) >= 0 {
+		return badRequest("nul_character", "A string contains a NUL character.",
+			fieldIssue{field.pointer(), "contains a NUL character"})
 	}
 	if len(text) > maxCheckString {
 		q.issue("string_too_long", field, "must be at most 8192 bytes")

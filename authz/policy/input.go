@@ -52,13 +52,13 @@ func newNames() *names {
 
 // input makes the input document of a check, without reflection and without JSON.
 func (n *names) input(k *authz.Key, c *authz.Check) (*ast.Term, error) {
-	memo, ok := k.Memo.Memo().(*keyMemo)
+	memo, ok := k.Memo.Load().(*keyMemo)
 	if !ok {
 		var err error
 		if memo, err = n.memo(k); err != nil {
 			return nil, err
 		}
-		k.SetMemo(memo)
+		k.Memo.Store(memo)
 	}
 	return ast.ObjectTerm(
 		[2]*ast.Term{n.caller, n.callerTerm(c.Caller)},
@@ -121,11 +121,11 @@ func (n *names) callerTerm(c *authz.Caller) *ast.Term {
 	if c == nil {
 		c = &authz.Caller{}
 	}
-	if term, ok := c.Memo.Memo().(*ast.Term); ok {
+	if term, ok := c.Memo.Load().(*ast.Term); ok {
 		return term
 	}
 	term := n.newCallerTerm(c)
-	c.SetMemo(term)
+	c.Memo.Store(term)
 	return term
 }
 

@@ -224,22 +224,16 @@ func bucketName(k *authz.Key, l authz.Limit) string {
 	b = appendPart(b, "1") // the version of this form
 	b = appendPart(b, l.Name)
 	var id [64]byte
-	b = appendBytes(b, k.Organization.ID.AppendTo(id[:0]))
+	b = appendPart(b, k.Organization.ID.AppendTo(id[:0]))
 	b = appendPart(b, string(k.Environment))
-	b = appendBytes(b, k.ID.AppendTo(id[:0]))
+	b = appendPart(b, k.ID.AppendTo(id[:0]))
 	for _, n := range []int{l.Rate.Rate, l.Burst, int(l.Period / time.Second)} {
-		b = appendBytes(b, strconv.AppendInt(id[:0], int64(n), 10))
+		b = appendPart(b, strconv.AppendInt(id[:0], int64(n), 10))
 	}
 	return string(b)
 }
 
-func appendPart(b []byte, part string) []byte {
-	b = strconv.AppendInt(b, int64(len(part)), 10)
-	b = append(b, ':')
-	return append(b, part...)
-}
-
-func appendBytes(b, part []byte) []byte {
+func appendPart[T string | []byte](b []byte, part T) []byte {
 	b = strconv.AppendInt(b, int64(len(part)), 10)
 	b = append(b, ':')
 	return append(b, part...)
