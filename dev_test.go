@@ -82,6 +82,9 @@ func startProgram(t *testing.T, prepare func(*exec.Cmd), args ...string) *progra
 			p.wait(t)
 		}
 		_ = reader.Close()
+		if t.Failed() {
+			t.Logf("keystile %s said:\n%s", strings.Join(args, " "), p.stderr)
+		}
 	})
 	return p
 }

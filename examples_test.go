@@ -10,15 +10,19 @@ import (
 	"testing"
 )
 
-// freePort returns an address that was free a moment ago.
-func freePort(t *testing.T) string {
+// freePorts returns two different addresses that were free a moment ago.
+func freePorts(t *testing.T) (first, second string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var addresses [2]string
+	for i := range addresses {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }() // both are held until both are chosen
+		addresses[i] = l.Addr().String()
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return addresses[0], addresses[1]
 }
 
 // demonstration is dev with both example apps.
@@ -34,7 +38,8 @@ func startDemonstration(t *testing.T) *demonstration {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the example apps: %v: %s", err, out)
 	}
-	d := &demonstration{tickets: freePort(t), customers: freePort(t)}
+	d := &demonstration{}
+	d.tickets, d.customers = freePorts(t)
 	_, d.info = startDev(t, devDir(t), "--examples", bin, "--tickets-listen", d.tickets, "--customers-listen", d.customers)
 	return d
 }
