@@ -13,16 +13,16 @@ import (
 // freePorts returns two different addresses that were free a moment ago.
 func freePorts(t *testing.T) (first, second string) {
 	t.Helper()
-	var addresses [2]string
-	for i := range addresses {
+	open := func() net.Listener {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = l.Close() }() // both are held until both are chosen
-		addresses[i] = l.Addr().String()
+		return l
 	}
-	return addresses[0], addresses[1]
+	one, other := open(), open() // both are held until both are chosen
+	defer func() { _, _ = one.Close(), other.Close() }()
+	return one.Addr().String(), other.Addr().String()
 }
 
 // demonstration is dev with both example apps.
