@@ -18,6 +18,12 @@ const (
 	KindForbidden
 	// KindUnavailable means that a dependency did not answer in time.
 	KindUnavailable
+	// KindNotFound means that there is nothing of that id, or nothing that the asker may see.
+	KindNotFound
+	// KindConflict means that what is there does not permit it.
+	KindConflict
+	// KindPrecondition means that the thing has changed since the asker read it.
+	KindPrecondition
 )
 
 // Error is an error with two halves: a code and a sentence that may be shown,
@@ -30,6 +36,8 @@ type Error struct {
 	Message string
 	// Pointer is the JSON Pointer (RFC 6901) of the field at fault, or empty.
 	Pointer string
+	// Reasons are policy's, when it was policy that refused a management action.
+	Reasons []Reason
 	// Cause is for the log, and may be nil.
 	Cause error
 }

@@ -92,6 +92,9 @@ func NewCallerID(now time.Time) CallerID { return newID[callerKind](now) }
 // NewAdminID makes an admin's id.
 func NewAdminID(now time.Time) AdminID { return newID[adminKind](now) }
 
+// NewEventID makes the id of a row of the audit log.
+func NewEventID(now time.Time) EventID { return newID[eventKind](now) }
+
 // ParseID reads an id in its only spelling: its own prefix, lower case, 26 characters.
 func ParseID[K IDKind](s string) (ID[K], error) {
 	var id, none ID[K]

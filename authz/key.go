@@ -148,14 +148,3 @@ func (c *Caller) May(p Permission) bool {
 	}
 	return false
 }
-
-// Role is what an admin may do. The zero Role may nothing.
-type Role string
-
-// The roles of admins. PlatformAdmin is global, the others belong to an organization.
-const (
-	RolePlatformAdmin Role = "platform_admin"
-	RoleOwner         Role = "owner"
-	RoleDeveloper     Role = "developer"
-	RoleAuditor       Role = "auditor"
-)

@@ -87,17 +87,19 @@ func validPepperID(id string) bool {
 	return strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 }
 
-func (p *pepper) digest(h SecretHash) Digest {
+func (p *pepper) digest(h SecretHash) Digest { return p.mac(h[:]) }
+
+func (p *pepper) mac(data []byte) [sha256.Size]byte {
 	mac, ok := p.macs.Get().(hash.Hash)
 	if !ok {
 		mac = hmac.New(sha256.New, p.key)
 	}
 	mac.Reset()
-	_, _ = mac.Write(h[:]) // a hash never fails
-	var d Digest
-	mac.Sum(d[:0])
+	_, _ = mac.Write(data) // a hash never fails
+	var sum [sha256.Size]byte
+	mac.Sum(sum[:0])
 	p.macs.Put(mac)
-	return d
+	return sum
 }
 
 // ErrNoPepper says that a digest was asked for without any pepper.
@@ -118,6 +120,27 @@ func (p Peppers) AppendDigests(dst []Digest, h SecretHash) []Digest {
 		dst = append(dst, pep.digest(h))
 	}
 	return dst
+}
+
+// Derive returns keys of the same ids that are made of these for another purpose:
+// HMAC-SHA-256(pepper, label). Nobody who knows them learns a pepper.
+func (p Peppers) Derive(label string) Peppers {
+	var out Peppers
+	for _, pep := range p.list {
+		key := pep.mac([]byte(label))
+		out.list = append(out.list, newPepper(pep.id, key[:]))
+	}
+	return out
+}
+
+// MAC returns HMAC-SHA-256 of data under the key with the given id, or ErrNoPepper.
+func (p Peppers) MAC(id string, data []byte) ([sha256.Size]byte, error) {
+	for _, pep := range p.list {
+		if pep.id == id {
+			return pep.mac(data), nil
+		}
+	}
+	return [sha256.Size]byte{}, ErrNoPepper
 }
 
 // Fingerprint identifies a pepper without telling it: the first 16 bytes, in hex,

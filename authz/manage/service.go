@@ -1,0 +1,315 @@
+// Package manage has the operations on organizations, keys, callers and admins: one
+// service layer under the JSON API and the pages. Who may do what stands here and in
+// the store's WHERE; policy can only narrow it.
+package manage
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// Policy narrows what actors may do, and lists scopes and plans. It is implemented
+// by authz/policy.
+type Policy interface {
+	// DecideAdmin asks the active policy about one management action. An error means
+	// that it could not be decided. Called concurrently.
+	DecideAdmin(ctx context.Context, q authz.AdminQuestion) (authz.AdminVerdict, error)
+	// Catalogue returns what the active policy lists.
+	Catalogue() authz.Catalogue
+}
+
+// Options are what a Service needs.
+type Options struct {
+	Store  Store
+	Policy Policy
+	// Format is the form of the secrets that are made.
+	Format authz.KeyFormat
+	// AuditKeys seal the audit log; see AuditKeys.
+	AuditKeys authz.Peppers
+}
+
+// Service does the management operations. Safe for concurrent use.
+//
+// Its errors are *authz.Error with a code and a sentence that may be shown:
+// KindInvalid, KindForbidden, KindNotFound, KindConflict, KindPrecondition,
+// KindUnavailable; everything else is an unexpected fault.
+type Service struct {
+	store  Store
+	policy Policy
+	format authz.KeyFormat
+	keys   authz.Peppers
+
+	// marking is held while checkpoints are made; marked is the revision up to which they are.
+	marking sync.Mutex
+	marked  int64
+}
+
+// New returns a Service, or an error when a part is missing.
+func New(o Options) (*Service, error) {
+	if o.Store == nil || o.Policy == nil {
+		return nil, errors.New("management needs a store and a policy")
+	}
+	if len(o.AuditKeys.IDs()) == 0 {
+		return nil, errors.New("management needs keys for the audit log")
+	}
+	return &Service{store: o.Store, policy: o.Policy, format: o.Format, keys: o.AuditKeys}, nil
+}
+
+// Request is who asks, and how.
+type Request struct {
+	Actor *authz.Admin
+	// RequestID and Address go into the audit log.
+	RequestID string
+	Address   netip.Addr
+	// Operation is method and route; with IdempotencyKey it is where that key counts.
+	Operation string
+	// IdempotencyKey is empty when none was sent.
+	IdempotencyKey string
+	// Fingerprint is a hash of the whole request.
+	Fingerprint [32]byte
+	// DryRun keeps nothing.
+	DryRun bool
+	// IfVersion, when not 0, is the version that a change is meant for.
+	IfVersion int
+}
+
+// operation is one change as it runs: what it is about and what it found.
+type operation struct {
+	action string
+	// roles may do it in their own organization; platform admins always may.
+	roles []authz.Role
+}
+
+// allows is the ceiling of roles, which no policy can raise.
+func (o operation) allows(a *authz.Admin) error {
+	if a == nil || !a.Role.Valid() {
+		return forbidden(o.action)
+	}
+	if a.Role == authz.RolePlatformAdmin {
+		return nil
+	}
+	for _, r := range o.roles {
+		if a.Role == r {
+			return nil
+		}
+	}
+	return forbidden(o.action)
+}
+
+// decide asks policy, after ceiling and tenant have been seen to.
+func (s *Service) decide(ctx context.Context, r Request, action string, o *Organization, current, wanted map[string]any) error {
+	q := authz.AdminQuestion{Actor: r.Actor, Action: action, Current: current, Wanted: wanted}
+	if o != nil {
+		q.Organization = o.document()
+	}
+	verdict, err := s.policy.DecideAdmin(ctx, q)
+	if err != nil {
+		return authz.Unavailable("policy could not decide about this change; see the log", err)
+	}
+	if !verdict.Allow {
+		return &authz.Error{
+			Kind: authz.KindForbidden, Code: string(authz.CodePolicyDenied),
+			Message: "policy does not allow this; see reasons", Reasons: verdict.Reasons,
+		}
+	}
+	return nil
+}
+
+// outcome is what a change leaves beside its answer.
+type outcome struct {
+	// takes tells that rights were taken away, so that the answer waits for replicas.
+	takes bool
+	// events go into the audit log with it.
+	events []AuditEvent
+}
+
+// answered is what became of a change.
+type answered struct {
+	effective *Effective
+	// replayed tells that an earlier answer was given again.
+	replayed bool
+}
+
+// remembered is an answer as it is kept for its Idempotency-Key.
+type remembered struct {
+	Takes  bool            `json:"takes"`
+	Answer json.RawMessage `json:"answer"`
+}
+
+// errReplayed ends a transaction whose answer has been given before.
+var errReplayed = errors.New("replayed")
+
+// change runs do in one transaction with its audit rows and what an Idempotency-Key
+// needs. answer is what do fills in; it is filled from memory when the same request
+// has been answered before. It must survive JSON, without its secret.
+func (s *Service) change(
+	ctx context.Context, r Request, answer any, do func(context.Context, Writer) (outcome, error),
+) (answered, error) {
+	// A client that leaves must not cost the connection, nor leave a change half known.
+	ctx = context.WithoutCancel(ctx)
+	var out outcome
+	var done answered
+	var earlier *Remembered
+	revision, err := s.store.Write(ctx, !r.DryRun, func(ctx context.Context, w Writer) error {
+		live, err := w.StillLive(ctx, r.Actor)
+		if err != nil {
+			return fmt.Errorf("confirm the actor: %w", err)
+		}
+		if !live {
+			return &authz.Error{Kind: authz.KindUnauthenticated, Code: "admin_unauthorized", Message: "this admin's token is not accepted any more"}
+		}
+		scope := r.scope()
+		if scope != nil {
+			if earlier, err = w.Remembered(ctx, *scope); err != nil {
+				return fmt.Errorf("look for an earlier answer: %w", err)
+			}
+			if earlier != nil {
+				return errReplayed
+			}
+		}
+		if out, err = do(ctx, w); err != nil {
+			return err
+		}
+		if err := s.record(ctx, w, r, out.events); err != nil {
+			return err
+		}
+		if scope == nil {
+			return nil
+		}
+		return remember(ctx, w, *scope, r, out.takes, answer)
+	})
+	switch {
+	case errors.Is(err, errReplayed):
+		var kept remembered
+		if earlier.Fingerprint != r.Fingerprint {
+			return answered{}, invalid("idempotency_mismatch", "", "this Idempotency-Key was used for another request; use a new one")
+		}
+		if err := json.Unmarshal(earlier.Answer, &kept); err != nil {
+			return answered{}, fmt.Errorf("read an earlier answer: %w", err)
+		}
+		if err := json.Unmarshal(kept.Answer, answer); err != nil {
+			return answered{}, fmt.Errorf("read an earlier answer: %w", err)
+		}
+		done.replayed, out.takes, revision = true, kept.Takes, earlier.Revision
+	case err != nil:
+		return answered{}, translate(err)
+	}
+	if out.takes && !r.DryRun {
+		effective := s.effective(ctx, revision)
+		done.effective = &effective
+	}
+	return done, nil
+}
+
+// effective waits for the receipt. The change is committed: what cannot be found
+// out is told as not acknowledged.
+func (s *Service) effective(ctx context.Context, revision int64) Effective {
+	effective, err := s.store.Effective(ctx, revision)
+	if err != nil {
+		return Effective{Silent: []SilentReplica{{Replica: "unknown", ServesUntil: time.Now().Add(maxStale).UTC()}}}
+	}
+	return effective
+}
+
+// maxStale is the longest that any replica is configured to serve what it knows.
+const maxStale = 24 * time.Hour
+
+func (r Request) scope() *IdempotencyScope {
+	if r.IdempotencyKey == "" || r.DryRun {
+		return nil
+	}
+	return &IdempotencyScope{Actor: r.Actor.ID, Operation: r.Operation, KeyHash: sha256.Sum256([]byte(r.IdempotencyKey))}
+}
+
+func remember(ctx context.Context, w Writer, scope IdempotencyScope, r Request, takes bool, answer any) error {
+	text, err := json.Marshal(answer)
+	if err != nil {
+		return fmt.Errorf("keep the answer: %w", err)
+	}
+	if text, err = json.Marshal(remembered{takes, text}); err != nil {
+		return fmt.Errorf("keep the answer: %w", err)
+	}
+	if err := w.Remember(ctx, scope, Remembered{Fingerprint: r.Fingerprint, Answer: text, Revision: w.Revision()}); err != nil {
+		return fmt.Errorf("keep the answer: %w", err)
+	}
+	return nil
+}
+
+// record seals the rows of a change onto their chains.
+func (s *Service) record(ctx context.Context, w Writer, r Request, events []AuditEvent) error {
+	heads := make(map[authz.OrganizationID]ChainHead)
+	for i := range events {
+		e := &events[i]
+		head, ok := heads[e.Chain]
+		if !ok {
+			var err error
+			if head, err = w.AuditHead(ctx, e.Chain); err != nil {
+				return fmt.Errorf("find the end of the audit log: %w", err)
+			}
+		}
+		e.ID, e.At, e.Revision = authz.NewEventID(w.Now()), w.Now().UTC().Truncate(time.Microsecond), w.Revision()
+		if r.Actor != nil {
+			e.ActorType, e.ActorID = "admin", r.Actor.ID.String()
+		}
+		e.Address, e.RequestID = r.Address, r.RequestID
+		if err := e.seal(s.keys, head); err != nil {
+			return err
+		}
+		heads[e.Chain] = ChainHead{Chain: e.Chain, Sequence: e.Sequence, Revision: e.Revision, MAC: e.MAC}
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	if err := w.AppendAudit(ctx, events); err != nil {
+		return fmt.Errorf("write the audit log: %w", err)
+	}
+	return nil
+}
+
+// event is a row about one thing, with what it was and what it is.
+func event(chain authz.OrganizationID, action, target string, before, after map[string]any) (AuditEvent, error) {
+	e := AuditEvent{Chain: chain, Action: action, Target: target}
+	var err error
+	if before != nil {
+		if e.Before, err = json.Marshal(before); err != nil {
+			return AuditEvent{}, fmt.Errorf("write the audit log: %w", err)
+		}
+	}
+	if after != nil {
+		if e.After, err = json.Marshal(after); err != nil {
+			return AuditEvent{}, fmt.Errorf("write the audit log: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// organization finds an organization for an actor: a foreign one is not there.
+func organization(ctx context.Context, re Reader, r Request, id authz.OrganizationID) (*Organization, error) {
+	o, err := re.Organization(ctx, TenantOf(r.Actor), id)
+	if errors.Is(err, ErrNotFound) {
+		return nil, notFound("organization")
+	}
+	return o, err //nolint:wrapcheck // change and read do
+}
+
+// living is organization for changes: nothing in a deleted one changes any more.
+func living(ctx context.Context, re Reader, r Request, id authz.OrganizationID) (*Organization, error) {
+	o, err := organization(ctx, re, r, id)
+	if err == nil && !o.DeletedAt.IsZero() {
+		return nil, conflict("organization_deleted", "the organization is deleted; nothing in it can be changed")
+	}
+	return o, err
+}
+
+// read runs fn on one snapshot.
+func (s *Service) read(ctx context.Context, fn func(context.Context, Reader) error) error {
+	return translate(s.store.Read(ctx, fn))
+}
