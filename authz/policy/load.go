@@ -14,6 +14,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/util"
+
+	"github.com/supportstation/keystile/authz"
 )
 
 // Snapshot is one compiled policy. It is immutable and safe for concurrent use.
@@ -24,7 +26,10 @@ type Snapshot struct {
 	txn      storage.Transaction
 	caps     *ast.Capabilities
 	check    ast.Body
-	builtins map[string]*topdown.Builtin
+	admin    ast.Body
+	// catalogue is what the data lists.
+	catalogue authz.Catalogue
+	builtins  map[string]*topdown.Builtin
 }
 
 // in returns the snapshot with its large calls on the given lane.
@@ -76,7 +81,11 @@ func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.catalogue, err = catalogueOf(data); err != nil {
+		return nil, err
+	}
 	s.revision = revisionOf(files)
+	s.catalogue.Revision = s.revision
 	return s, nil
 }
 
@@ -121,6 +130,9 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 		}
 	}
 	if s.check, err = prepare(compiler, checkEntrypoint); err != nil {
+		return nil, err
+	}
+	if s.admin, err = prepare(compiler, adminEntrypoint); err != nil {
 		return nil, err
 	}
 	return s, nil

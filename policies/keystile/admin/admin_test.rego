@@ -52,7 +52,7 @@ test_auditor_reads if {
 test_auditor_changes_nothing if {
 	every _, verbs in admin.granted.auditor {
 		every verb in verbs {
-			verb in {"list", "get", "export"}
+			verb in {"list", "get", "export", "verify"}
 		}
 	}
 	codes(admin.decision) == ["not_permitted"] with input as asking("auditor", "keys.create")
@@ -103,7 +103,7 @@ test_live_key_within_the_bound_is_allowed if {
 test_live_key_beyond_the_bound_is_denied if {
 	admin.decision == {
 		"allow": false,
-		"reasons": [{"code": "key_lifetime", "message": "A live key must expire within 90 days of its creation."}],
+		"reasons": [{"code": "key_lifetime", "message": "A live key must expire within 90 days of its newest secret."}],
 	}
 		with input as creating({"created_at": "2026-01-01T00:00:00Z", "expires_at": "2026-04-01T00:00:01Z"})
 		with admin.max_days as 90
@@ -135,6 +135,49 @@ test_update_is_measured_from_the_creation if {
 	admin.decision.allow == true
 		with input as object.union(question, {"wanted": {"expires_at": "2026-02-01T00:00:00Z"}})
 		with admin.max_days as 90
+}
+
+test_rotation_counts_from_the_new_secret if {
+	question := object.union(asking("developer", "keys.rotate"), {
+		"current": {"environment": "live", "created_at": "2026-01-01T00:00:00Z"},
+		"wanted": {"renewed_at": "2026-06-01T00:00:00Z", "expires_at": "2026-08-30T00:00:00Z"},
+	})
+	admin.decision.allow == true
+		with input as question
+		with admin.max_days as 90
+	admin.decision.allow == false
+		with input as object.union(question, {"wanted": {"expires_at": "2026-08-30T00:00:01Z"}})
+		with admin.max_days as 90
+}
+
+test_old_key_can_be_disabled_though_it_lives_too_long if {
+	question := object.union(asking("developer", "keys.update"), {
+		"current": {"environment": "live", "expires_at": null, "disabled": false},
+		"wanted": {"environment": "live", "expires_at": null, "disabled": true},
+	})
+	admin.decision.allow == true
+		with input as question
+		with admin.max_days as 90
+}
+
+# --- oneself ---
+
+about(role, action, id) := object.union(asking(role, action), {"current": {"id": id}})
+
+test_everybody_renews_the_own_token if {
+	every role in ["owner", "developer", "auditor"] {
+		admin.decision == allowed with input as about(role, "admins.rotate", "admin_1")
+		admin.decision == allowed with input as about(role, "admins.get", "admin_1")
+	}
+}
+
+test_oneself_is_no_other_and_not_more if {
+	codes(admin.decision) == ["not_permitted"] with input as about("developer", "admins.rotate", "admin_2")
+	codes(admin.decision) == ["not_permitted"] with input as about("developer", "admins.delete", "admin_1")
+	codes(admin.decision) == ["not_permitted"]
+		with input as object.union(about("developer", "admins.rotate", ""), {"actor": {"id": ""}})
+	codes(admin.decision) == ["not_permitted"]
+		with input as object.union(about("developer", "admins.rotate", "admin_1"), {"organization": {"id": "org_2"}})
 }
 
 test_test_keys_and_other_actions_are_not_bounded if {

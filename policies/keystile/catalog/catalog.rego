@@ -38,7 +38,7 @@ variable_routes := {method: found | # regal ignore:prefer-set-or-object-rule
 # description: plan → the limits of a key on it.
 # custom:
 #   constant: true
-plan_limits := {name: [limit_of(plan)] | # regal ignore:prefer-set-or-object-rule
+plan_limits := {name: [limit_of(object.remove(plan, ["max_keys"]))] | # regal ignore:prefer-set-or-object-rule
 	some name, plan in data.keystile.catalog.plans
 }
 

@@ -75,6 +75,15 @@ test_root_is_a_template if {
 	mistakes == set() with catalog.routes as {"GET": {"0": {"/": {"scopes": ["tickets:read"]}}}}
 }
 
+test_plan_needs_no_number_of_keys if {
+	every plan in [
+		{"rate": 1, "period_seconds": 60, "burst": 1},
+		{"rate": 1, "period_seconds": 60, "burst": 1, "max_keys": 0},
+	] {
+		mistakes == set() with catalog.plans as {"p": plan}
+	}
+}
+
 test_wrong_plan_is_found if {
 	every plan in [
 		{"rate": 0, "period_seconds": 60, "burst": 1},
@@ -84,10 +93,12 @@ test_wrong_plan_is_found if {
 		{"rate": 10001, "period_seconds": 1, "burst": 1},
 		{"rate": 1, "period_seconds": 60, "burst": 1, "cost": 1},
 		{"rate": 1, "period_seconds": 60},
+		{"rate": 1, "period_seconds": 60, "burst": 1, "max_keys": -1},
+		{"rate": 1, "period_seconds": 60, "burst": 1, "max_keys": "many"},
 		null,
 	] {
 		found := mistakes with catalog.plans as {"p": plan}
-		found == {"the plan p is not {rate, period_seconds, burst} of whole numbers, at most 10000 a second"}
+		found == {"the plan p is not {rate, period_seconds, burst, max_keys} of whole numbers within bounds"}
 	}
 }
 
@@ -141,7 +152,7 @@ mistakes contains sprintf("%s %s and %s match the same paths", [route.method, ro
 mistakes contains message if {
 	some name, plan in catalog.plans
 	not valid_plan(plan)
-	message := sprintf("the plan %s is not {rate, period_seconds, burst} of whole numbers, at most 10000 a second", [name])
+	message := sprintf("the plan %s is not {rate, period_seconds, burst, max_keys} of whole numbers within bounds", [name])
 }
 
 all_routes contains {"method": method, "size": size, "template": template, "entry": entry} if {
@@ -170,6 +181,11 @@ valid_template(template) if {
 		not segment in {".", ".."}
 	}
 }
+
+# No keys at all would be a plan for nobody: 0 means without a bound.
+least("max_keys") := 0
+
+least(name) := 1 if name != "max_keys"
 
 # Some path matches both: wherever both are literal, they are the same.
 overlap(a, b) if {
@@ -206,11 +222,11 @@ covered(a, b) if {
 }
 
 valid_plan(plan) if {
-	object.keys(plan) == {"rate", "period_seconds", "burst"}
-	every _, n in plan {
+	object.keys(object.remove(plan, ["max_keys"])) == {"rate", "period_seconds", "burst"}
+	every name, n in plan {
 		is_number(n)
 		n == floor(n)
-		n >= 1
+		n >= least(name)
 	}
 	plan.rate <= 10000 * plan.period_seconds
 }
