@@ -28,7 +28,7 @@ build: install-run ## build bin/keystile and the example apps
 	$(step) build go build -buildvcs=$(vcs) -o bin/ . ./sdk/examples/tickets ./sdk/examples/customers
 
 .PHONY: test
-test: test-go test-policies test-e2e lint ## everything that a change must pass
+test: test-go test-policies test-e2e verify lint ## everything that a change must pass
 
 .PHONY: test-go
 test-go: install-test ## test the packages, with the race detector, on real servers
@@ -45,6 +45,14 @@ test-policies: ## check, format, test (coverage 100) and lint the policies
 .PHONY: lint
 lint: ## lint the Go code and its format
 	$(step) lint .ci/lint
+
+.PHONY: generate
+generate: ## generate the management API's server and client from server/api/openapi.yaml
+	@.ci/generate
+
+.PHONY: verify
+verify: ## check that what is generated is as it would be generated now
+	$(step) verify .ci/verify
 
 .PHONY: format
 format: ## write Go and Rego in their one format

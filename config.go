@@ -32,6 +32,7 @@ type configNeed int
 const (
 	needsNothing configNeed = iota
 	needsDatabase
+	needsPeppers
 	needsService
 )
 
@@ -314,10 +315,12 @@ func (v configValues) checkTogether(c Config, need configNeed) []error {
 	if need >= needsDatabase {
 		require("database_url")
 	}
+	if need >= needsPeppers {
+		require("peppers")
+	}
 	if need < needsService {
 		return problems
 	}
-	require("peppers")
 	if c.RedisURL == "" && c.Deployment == "" {
 		require("redis_url")
 	}
@@ -327,10 +330,14 @@ func (v configValues) checkTogether(c Config, need configNeed) []error {
 	for _, l := range []struct {
 		variable, address string
 		tls               bool
-	}{{"KEYSTILE_LISTEN", c.Listen, c.TLSCert != ""}, {"KEYSTILE_OPS_LISTEN", c.OpsListen, false}} {
+	}{
+		{"KEYSTILE_LISTEN", c.Listen, c.TLSCert != ""},
+		{"KEYSTILE_ADMIN_LISTEN", c.AdminListen, c.TLSCert != ""},
+		{"KEYSTILE_OPS_LISTEN", c.OpsListen, false},
+	} {
 		if l.address != "" && !l.tls && !c.InsecurePlaintext && !loopback(l.address) {
 			problems = append(problems, fmt.Errorf("%s %q is not a loopback address and would be served without TLS; "+
-				"set KEYSTILE_TLS_CERT and KEYSTILE_TLS_KEY (check API), listen on 127.0.0.1, or set KEYSTILE_INSECURE_PLAINTEXT=true", l.variable, l.address))
+				"set KEYSTILE_TLS_CERT and KEYSTILE_TLS_KEY (check and management API), listen on 127.0.0.1, or set KEYSTILE_INSECURE_PLAINTEXT=true", l.variable, l.address))
 		}
 	}
 	return problems

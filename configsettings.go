@@ -45,7 +45,15 @@ func settings() []setting {
 			name: "listen", form: "host:port of the check API; port 0 takes a free one", fallback: "127.0.0.1:8080",
 			parse: parseAddress(func(c *Config) *string { return &c.Listen }),
 		},
-		{name: "admin_listen", form: "host:port of the management API", planned: true},
+		{
+			name: "admin_listen", form: "host:port of the management API; empty: that of the check API",
+			parse: func(c *Config, v string) error {
+				if v == "" {
+					return nil
+				}
+				return parseAddress(func(c *Config) *string { return &c.AdminListen })(c, v)
+			},
+		},
 		{
 			name: "ops_listen", form: "host:port of /metrics and detailed /readyz", fallback: "127.0.0.1:9090",
 			parse: parseAddress(func(c *Config) *string { return &c.OpsListen }),
@@ -77,6 +85,14 @@ func settings() []setting {
 		{
 			name: "peppers", form: "id:base64[,...], at least 32 bytes each, the first for new keys", secret: true,
 			parse: func(c *Config, v string) (err error) { c.Peppers, err = authz.ParsePeppers(v); return err },
+		},
+		{
+			name: "audit_keys", form: "id:base64[,...] like peppers, for the audit log's MACs; empty: derived from the peppers", secret: true,
+			parse: func(c *Config, v string) (err error) { c.AuditKeys, err = authz.ParsePeppers(v); return err },
+		},
+		{
+			name: "audit_checkpoints", form: "file to which the audit log's signed checkpoints are appended",
+			parse: parseText(func(c *Config) *string { return &c.AuditCheckpoints }),
 		},
 		{
 			name: "key_prefix", form: "a lower-case letter, then up to 15 lower-case letters or digits", fallback: authz.DefaultKeyPrefix,
@@ -223,12 +239,14 @@ func parseCIDRs(c *Config, v string) error {
 // Config is the service's configuration, checked. It holds secrets, so it prints as
 // its name alone, however it is printed; `config show` tells what is in it.
 type Config struct {
-	Listen, OpsListen            string
+	Listen, AdminListen          string
+	OpsListen                    string
 	Pprof, InsecurePlaintext     bool
 	TLSCert, TLSKey, TLSClientCA string
 	DatabaseURL                  store.DatabaseURL
 	RedisURL                     string
-	Peppers                      authz.Peppers
+	Peppers, AuditKeys           authz.Peppers
+	AuditCheckpoints             string
 	KeyFormat                    authz.KeyFormat
 	PolicyDir                    string
 	OnLimiterOutage              authz.LimiterMode

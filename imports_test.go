@@ -35,6 +35,9 @@ const (
 	metrics = "github.com/prometheus"
 	cobra   = "github.com/spf13/cobra"
 	yaml    = "go.yaml.in/yaml"
+
+	tables   = "github.com/jedib0t/go-pretty"
+	progress = "github.com/schollz/progressbar"
 )
 
 // room is what a folder, and those below it without a room of their own, may import.
@@ -53,7 +56,7 @@ func rooms() []room {
 	none := []string{}
 	return []room{
 		{path: "authz", only: none, reason: "the decision knows nobody: everyone speaks its types, on the standard library alone"},
-		{path: "authz/manage", ours: []string{"authz"}, never: []string{gin, opa, sqlx, pq, redis, metrics}, reason: "operations stand on ports, under JSON API and pages alike"},
+		{path: "authz/manage", ours: []string{"authz"}, only: none, reason: "operations stand on ports, under JSON API and pages alike"},
 		{path: "authz/audit", ours: []string{"authz"}, never: []string{gin, opa, sqlx, pq, redis, metrics}, reason: "evidence comes in and findings go out; where from is not its business"},
 		{path: "authz/policy", ours: []string{"authz"}, never: []string{gin, sqlx, pq, redis, rate, metrics}, reason: "policies are evaluated on what they are given, and fetch nothing"},
 		{path: "authz/ratelimit", ours: []string{"authz"}, never: []string{gin, opa, sqlx, pq, metrics}, reason: "a limit is a value that somebody else decided"},
@@ -65,7 +68,7 @@ func rooms() []room {
 		{path: "sdk/grpcmw", ours: []string{"sdk"}, only: []string{"google.golang.org/grpc"}, reason: "an adapter is the SDK and its framework"},
 		{path: "sdk/echomw", ours: []string{"sdk"}, only: []string{"github.com/labstack/echo"}, reason: "an adapter is the SDK and its framework"},
 		{path: "sdk/admin", ours: []string{"sdk"}, never: []string{gin, opa, sqlx, pq, redis, rate, metrics}, reason: "a client is the SDK and its generator's runtime"},
-		{path: "sdk/cli", ours: []string{"sdk", "sdk/admin"}, only: []string{cobra, yaml}, reason: "what a person asks from a shell, an application can ask with the SDK"},
+		{path: "sdk/cli", ours: []string{"sdk", "sdk/admin"}, only: []string{cobra, yaml, tables, progress}, reason: "what a person asks from a shell, an application can ask with the SDK"},
 		{path: "sdk/keystiletest", ours: []string{"sdk"}, only: none, reason: "it stands in for the service in the tests of applications"},
 		{path: "sdk/examples", ours: []string{"sdk/..."}, never: []string{opa, redis, rate, cobra}, reason: "the examples show what an application needs, and that is the SDK"},
 	}

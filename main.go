@@ -69,15 +69,38 @@ Start with "keystile dev": everything on this machine, with demonstration data.`
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(
-		newServeCommand(),
-		newDevCommand(),
-		newMigrateCommand(),
-		cli.NewCheckCommand(cli.Config{}),
-		newConfigCommand(),
-		newVersionCommand(),
+	root.AddGroup(
+		&cobra.Group{ID: groupRun, Title: "Run the service:"},
+		&cobra.Group{ID: groupUse, Title: "Ask and manage it, over its API:"},
+		&cobra.Group{ID: groupSelf, Title: "About this program:"},
 	)
+	root.SetHelpCommandGroupID(groupSelf)
+	root.SetCompletionCommandGroupID(groupSelf)
+	var surroundings cli.Config
+	admins := cli.NewAdminsCommand(surroundings)
+	admins.AddCommand(newBootstrapCommand())
+	addTo(root, groupRun, newServeCommand(), newDevCommand(), newMigrateCommand(), newPeppersCommand(), newConfigCommand())
+	addTo(root, groupUse,
+		cli.NewCheckCommand(surroundings), cli.NewOrgsCommand(surroundings), cli.NewKeysCommand(surroundings),
+		cli.NewCallersCommand(surroundings), admins, cli.NewAuditLogCommand(surroundings),
+		cli.NewScopesCommand(surroundings), cli.NewReplicasCommand(surroundings),
+	)
+	addTo(root, groupSelf, newVersionCommand())
 	return root
+}
+
+// The groups of `keystile --help`.
+const (
+	groupRun  = "run"
+	groupUse  = "use"
+	groupSelf = "self"
+)
+
+func addTo(root *cobra.Command, group string, commands ...*cobra.Command) {
+	for _, cmd := range commands {
+		cmd.GroupID = group
+		root.AddCommand(cmd)
+	}
 }
 
 // asUsage makes wrong flags and arguments of every command end with the exit code of

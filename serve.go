@@ -12,11 +12,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/authz/policy"
 	"github.com/supportstation/keystile/authz/ratelimit"
 	"github.com/supportstation/keystile/policies"
@@ -59,11 +61,14 @@ It needs a migrated database (keystile migrate), a Redis and peppers; see
 
 // service is a running keystile: all the wiring stands in start.
 type service struct {
-	url, opsURL string
-	store       *store.Store
-	limiter     *ratelimit.Limiter
-	cancel      context.CancelFunc
-	served      chan error
+	url, adminURL, opsURL string
+	store                 *store.Store
+	limiter               *ratelimit.Limiter
+	cancel                context.CancelFunc
+	served                chan error
+	// stopMarking ends the audit log's checkpoints, with a last one.
+	stopMarking context.CancelFunc
+	marking     sync.WaitGroup
 }
 
 // startService wires the parts and serves. It returns when the listeners accept.
@@ -104,31 +109,69 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	if err != nil {
 		return configError(err)
 	}
+	management, err := manage.New(manage.Options{
+		Store: s.store, Policy: engine, Format: cfg.KeyFormat, AuditKeys: manage.AuditKeys(cfg.AuditKeys, cfg.Peppers),
+	})
+	if err != nil {
+		return configError(err)
+	}
 	web, err := server.New(server.Options{
 		Checker: checker, Callers: authz.NewCallers(s.store, s.store.Clock()), Format: cfg.KeyFormat,
-		Ready: func() server.Readiness { return s.readiness(engine) },
+		AcceptsForeign: s.store.AcceptsForeign, Management: management, Admins: authz.NewAdmins(s.store, s.store.Clock()),
+		TrustedProxies: cfg.TrustedProxies, Ready: func() server.Readiness { return s.readiness(engine) },
 		Pprof: cfg.Pprof, TLS: tlsConfig, Logger: log,
 	})
 	if err != nil {
 		return fmt.Errorf("make the server: %w", err)
 	}
-	api, err := listen(ctx, "--listen", cfg.Listen)
+	marks, err := newCheckpoints(management, cfg.AuditCheckpoints, log)
 	if err != nil {
 		return err
 	}
-	ops, err := listen(ctx, "--ops-listen", cfg.OpsListen)
+	api, ops, admin, err := s.listen(ctx, cfg, tlsConfig != nil)
 	if err != nil {
-		return errors.Join(err, api.Close())
+		return err
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	go tuneGC(ctx)
+	var marking context.Context
+	marking, s.stopMarking = context.WithCancel(context.WithoutCancel(ctx))
+	s.marking.Go(func() { marks.run(marking, manage.CheckpointInterval) })
+	go func() { s.served <- web.Serve(ctx, api, ops, admin) }()
+	return nil
+}
+
+// listen opens all listeners, or none. admin is nil when management is on the check API's.
+func (s *service) listen(ctx context.Context, cfg Config, withTLS bool) (api, ops, admin net.Listener, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, l := range []net.Listener{api, ops, admin} {
+			if l != nil {
+				err = errors.Join(err, l.Close())
+			}
+		}
+	}()
+	if api, err = listen(ctx, "--listen", cfg.Listen); err != nil {
+		return nil, nil, nil, err
+	}
+	if ops, err = listen(ctx, "--ops-listen", cfg.OpsListen); err != nil {
+		return api, nil, nil, err
 	}
 	scheme := "http://"
-	if tlsConfig != nil {
+	if withTLS {
 		scheme = "https://"
 	}
 	s.url, s.opsURL = scheme+api.Addr().String(), "http://"+ops.Addr().String()
-	ctx, s.cancel = context.WithCancel(ctx)
-	go tuneGC(ctx)
-	go func() { s.served <- web.Serve(ctx, api, ops) }()
-	return nil
+	s.adminURL = s.url
+	if cfg.AdminListen != "" {
+		if admin, err = listen(ctx, "--admin-listen", cfg.AdminListen); err != nil {
+			return api, ops, nil, err
+		}
+		s.adminURL = scheme + admin.Addr().String()
+	}
+	return api, ops, admin, nil
 }
 
 // loadPolicies compiles the policies that are in force: a directory's, or the built-in ones.
@@ -219,7 +262,7 @@ func (s *service) announce(w io.Writer, output string) error {
 			AdminURL string `json:"admin_url"`
 			OpsURL   string `json:"ops_url"`
 			PID      int    `json:"pid"`
-		}{s.url, s.url, s.opsURL, os.Getpid()})
+		}{s.url, s.adminURL, s.opsURL, os.Getpid()})
 	} else {
 		_, err = fmt.Fprintf(w, "keystile answers checks on %s (health and metrics on %s)\n", s.url, s.opsURL)
 	}
@@ -240,6 +283,10 @@ func (s *service) close() error {
 
 func (s *service) closeParts() error {
 	var errs []error
+	if s.stopMarking != nil {
+		s.stopMarking()
+		s.marking.Wait()
+	}
 	if s.limiter != nil {
 		errs = append(errs, s.limiter.Close())
 	}

@@ -97,6 +97,13 @@ func PresentSecret(f KeyFormat, text string) Presented {
 	return Presented{state: presentedHash, hash: NewSecret(text).Hash()}
 }
 
+// PresentForeign takes a text of a foreign form that has been declared: see
+// ForeignFormat.Accepts.
+func PresentForeign(text string) Presented { return PresentHash(NewSecret(text).Hash()) }
+
+// Malformed tells whether a text was presented that is never looked up.
+func (p Presented) Malformed() bool { return p.state == presentedMalformed }
+
 // PresentHash takes the SHA-256 of what the client sent.
 func PresentHash(h SecretHash) Presented { return Presented{state: presentedHash, hash: h} }
 
@@ -106,6 +113,8 @@ type CheckerOptions struct {
 	Policy  PolicyEvaluator
 	Limiter Limiter
 	Clock   Clock
+	// Uses is told which keys are used; nil for nobody.
+	Uses UseRecorder
 	// Realm is named in challenges; default "api". Printable ASCII without quotes.
 	Realm string
 	// Opaque401 gives one and the same 401 to the end client for all reasons.
@@ -119,6 +128,7 @@ type Checker struct {
 	policy    PolicyEvaluator
 	limiter   Limiter
 	clock     Clock
+	uses      UseRecorder
 	realm     string
 	opaque401 bool
 }
@@ -136,7 +146,9 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 			return nil, errors.New("realm must be printable ASCII without quotes and backslashes")
 		}
 	}
-	return &Checker{o.Keys, o.Policy, o.Limiter, o.Clock, o.Realm, o.Opaque401}, nil
+	return &Checker{
+		keys: o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, realm: o.Realm, opaque401: o.Opaque401,
+	}, nil
 }
 
 // Check decides q, in the order of the contract: the secret's form, look-up, the
@@ -171,6 +183,9 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 	d.Key, d.Secret = found.Key, found.Secret
 	if code, message := keyState(found.Key, found.Secret, now); code != "" {
 		return c.finish(d.deny(code, message)), nil
+	}
+	if c.uses != nil {
+		c.uses.Used(found.Key, found.Secret, now)
 	}
 	d.warnOfExpiry(now)
 

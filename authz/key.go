@@ -96,6 +96,7 @@ type Key struct {
 }
 
 // KeySecret is one of a key's secrets, as far as it is known: never the secret itself.
+// Like its Key it is shared by all who ask, and must not be copied.
 type KeySecret struct {
 	ID SecretID
 	// Hint is what may be shown, for example sk_live_4fGh…9aBc.
@@ -106,6 +107,9 @@ type KeySecret struct {
 	// ExpiresAt ends this secret, for example after a rotation's grace; zero means never.
 	ExpiresAt time.Time
 	RevokedAt time.Time
+
+	// Seen is set by the UseRecorder alone, which keeps there when it last took note.
+	Seen atomic.Int64
 }
 
 // Caller is a backend service that asks for checks. A read Caller is never changed

@@ -43,6 +43,14 @@ type CallerReader interface {
 	FindCaller(ctx context.Context, hash SecretHash) (*Caller, error)
 }
 
+// UseRecorder takes note of keys that are used. It is implemented by the store.
+type UseRecorder interface {
+	// Used is told of each check that presented a secret which works, whatever policy
+	// and limits then say. It must not block, and only s.Seen is ever set.
+	// Called by Checker alone, concurrently.
+	Used(k *Key, s *KeySecret, at time.Time)
+}
+
 // PolicyEvaluator lets policy decide. It is implemented by authz/policy.
 type PolicyEvaluator interface {
 	// Evaluate asks the active policy about one check of one key. An error means

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/gin-gonic/gin"
@@ -15,6 +16,7 @@ import (
 
 // check answers POST /v1/check: caller, body, decision.
 func (s *Server) check(c *gin.Context) {
+	c.Writer.Header()["X-Keystile-Decision"] = decisionError // until there is one
 	caller, issue := s.authenticate(c.Request, authz.PermissionCheck)
 	if issue != nil {
 		fail(c, issue)
@@ -22,11 +24,11 @@ func (s *Server) check(c *gin.Context) {
 	}
 	body := s.buffers.get()
 	defer s.buffers.put(body)
-	if issue := readBody(c, body, maxCheckBody); issue != nil {
+	if issue := readBody(c, body, maxCheckBody, mediaJSON); issue != nil {
 		fail(c, issue)
 		return
 	}
-	q, issue := s.decoders.decodeCheck(body.bytes, s.format)
+	q, issue := s.decoders.decodeCheck(body.bytes, s.format, s.acceptsForeign)
 	if issue != nil {
 		fail(c, issue)
 		return
@@ -137,47 +139,47 @@ func bearer(line string) string {
 	return strings.TrimLeft(token, " ")
 }
 
-// readBody reads a JSON body of at most limit bytes into b.
-func readBody(c *gin.Context, b *buffer, limit int) *problem {
+// readBody reads a body of a media type and of at most limit bytes into b.
+func readBody(c *gin.Context, b *buffer, limit int, media string) *problem {
 	r := c.Request
-	if !jsonContent(r.Header) {
+	if !hasContent(r.Header, media) {
 		return &problem{
 			Status: http.StatusUnsupportedMediaType, Code: "unsupported_media_type", Title: "Unsupported media type",
-			Detail: "Send the question as Content-Type: application/json, in UTF-8 and without a Content-Encoding.",
+			Detail: "Send the body as Content-Type: " + media + ", in UTF-8 and without a Content-Encoding.",
 		}
 	}
 	if r.ContentLength > int64(limit) {
-		return tooLarge(c)
+		return tooLarge(c, limit)
 	}
 	limited := io.LimitedReader{R: r.Body, N: int64(limit) + 1}
 	if err := b.readFrom(&limited); err != nil {
 		return badRequest("malformed_json", "The body ended before its announced length, or came too slowly.")
 	}
 	if len(b.bytes) > limit {
-		return tooLarge(c)
+		return tooLarge(c, limit)
 	}
 	return nil
 }
 
-func tooLarge(c *gin.Context) *problem {
+func tooLarge(c *gin.Context, limit int) *problem {
 	// Nothing more of the body is read: the connection is of no use any more.
 	c.Writer.Header()["Connection"] = []string{"close"}
 	return &problem{
 		Status: http.StatusRequestEntityTooLarge, Code: "body_too_large", Title: "Body too large",
-		Detail: "The body may have at most 65536 bytes.",
+		Detail: "The body may have at most " + strconv.Itoa(limit) + " bytes.",
 	}
 }
 
-func jsonContent(h http.Header) bool {
+func hasContent(h http.Header, media string) bool {
 	if len(h["Content-Encoding"]) > 0 || len(h["Content-Type"]) != 1 {
 		return false
 	}
 	value := h["Content-Type"][0]
-	if value == "application/json" {
+	if value == media {
 		return true
 	}
 	mediaType, params, err := mime.ParseMediaType(value)
-	if err != nil || mediaType != "application/json" {
+	if err != nil || mediaType != media {
 		return false
 	}
 	charset, given := params["charset"]

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -14,6 +16,8 @@ type metrics struct {
 	decisions map[authz.Code]prometheus.Counter
 	other     prometheus.Counter
 	degraded  struct{ limiter, store prometheus.Counter }
+	// management counts by operation and class of status.
+	management *prometheus.CounterVec
 }
 
 func newMetrics(figures func() Readiness) *metrics {
@@ -34,7 +38,10 @@ func newMetrics(figures func() Readiness) *metrics {
 		}
 		return 0
 	})
-	m.registry.MustRegister(decisions, degraded, ready)
+	m.management = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keystile_management_requests_total", Help: "Requests of the management API, by operation and class of status.",
+	}, []string{"operation", "status"})
+	m.registry.MustRegister(decisions, degraded, ready, m.management)
 	for _, code := range []authz.Code{
 		authz.CodeAllowed, authz.CodeKeyMissing, authz.CodeKeyMalformed, authz.CodeKeyUnknown, authz.CodeKeyRevoked,
 		authz.CodeKeyExpired, authz.CodeKeyDisabled, authz.CodeOrganizationSuspended, authz.CodeEnvironmentMismatch,
@@ -63,4 +70,9 @@ func (m *metrics) decided(d *authz.Decision) {
 	if d.Degraded.Store {
 		m.degraded.store.Inc()
 	}
+}
+
+// managed counts one management request.
+func (m *metrics) managed(operation string, status int) {
+	m.management.WithLabelValues(operation, strconv.Itoa(status/100)+"xx").Inc()
 }

@@ -17,10 +17,13 @@ type problem struct {
 	Title  string
 	Detail string
 	Issues []fieldIssue
-	// Allow lists the methods of a 405.
-	Allow string
 	// Challenge is the WWW-Authenticate of a 401.
 	Challenge string
+	// Reasons are policy's, for a management request that it refused.
+	Reasons []authz.Reason
+	// RetryAfter is in seconds; 0 says nothing. A check never says it: that would
+	// throttle the app for one of its clients.
+	RetryAfter int
 }
 
 func badRequest(code, detail string, issues ...fieldIssue) *problem {
@@ -34,9 +37,12 @@ func internalProblem() *problem {
 	}
 }
 
+// titleUnacceptable is the title of a management request that cannot be carried out.
+const titleUnacceptable = "The request cannot be carried out"
+
 // problemOf is the one place that maps errors of the domain to HTTP.
 func problemOf(err *authz.Error) *problem {
-	p := &problem{Code: err.Code, Detail: err.Message}
+	p := &problem{Code: err.Code, Detail: err.Message, Reasons: err.Reasons}
 	if err.Pointer != "" {
 		p.Issues = []fieldIssue{{err.Pointer, err.Message}}
 	}
@@ -50,8 +56,30 @@ func problemOf(err *authz.Error) *problem {
 		p.Status, p.Title = http.StatusForbidden, "Caller not permitted"
 	case authz.KindUnavailable:
 		p.Status, p.Title = http.StatusServiceUnavailable, "Not available"
+	case authz.KindNotFound:
+		p.Status, p.Title = http.StatusNotFound, "Not found"
+	case authz.KindConflict:
+		p.Status, p.Title = http.StatusConflict, "Conflict"
+	case authz.KindPrecondition:
+		p.Status, p.Title = http.StatusPreconditionFailed, "Changed meanwhile"
 	default:
 		return internalProblem()
+	}
+	return p
+}
+
+// managementProblem is problemOf in the words of the management API.
+func managementProblem(err *authz.Error) *problem {
+	p := problemOf(err)
+	switch p.Status {
+	case http.StatusUnprocessableEntity:
+		p.Title = titleUnacceptable
+	case http.StatusUnauthorized:
+		p.Title = "Admin not recognized"
+	case http.StatusForbidden:
+		p.Title = "Not permitted"
+	case http.StatusServiceUnavailable:
+		p.RetryAfter = 1
 	}
 	return p
 }
@@ -60,12 +88,11 @@ func problemOf(err *authz.Error) *problem {
 func fail(c *gin.Context, p *problem) {
 	header := c.Writer.Header()
 	header["Content-Type"] = []string{"application/problem+json"}
-	header["X-Keystile-Decision"] = []string{"error"}
-	if p.Allow != "" {
-		header["Allow"] = []string{p.Allow}
-	}
 	if p.Challenge != "" {
 		header["WWW-Authenticate"] = []string{p.Challenge}
+	}
+	if p.RetryAfter > 0 {
+		header["Retry-After"] = []string{strconv.Itoa(p.RetryAfter)}
 	}
 	b := make([]byte, 0, 512)
 	b = append(b, `{"type":"urn:keystile:problem:`...)
@@ -93,6 +120,10 @@ func fail(c *gin.Context, p *problem) {
 			b = append(b, '}')
 		}
 		b = append(b, ']')
+	}
+	if len(p.Reasons) > 0 {
+		b = append(b, `,"reasons":`...)
+		b = appendReasons(b, p.Reasons)
 	}
 	b = append(b, '}', '\n')
 	send(c, p.Status, b)

@@ -3,12 +3,10 @@ package server
 import (
 	"bytes"
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync"
-	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -154,13 +152,13 @@ func newDecoderPool() *decoderPool {
 
 // decodeCheck reads a question strictly: every field at most once, in its exact
 // spelling, of its type and within its bounds, and nothing after it. The check's
-// strings share the memory of body's text, not of body.
-func (p *decoderPool) decodeCheck(body []byte, format authz.KeyFormat) (*authz.Check, *problem) {
-	if !utf8.Valid(body) {
-		return nil, badRequest("invalid_utf8", "The body is not valid UTF-8.")
-	}
-	if bytes.IndexByte(body, 0) >= 0 {
-		return nil, badRequest("nul_character", "The body contains a NUL character.")
+// strings share the memory of body's text, not of body. foreign, when not nil, tells
+// which keys that are not of our own form are looked up all the same.
+func (p *decoderPool) decodeCheck(
+	body []byte, format authz.KeyFormat, foreign func(string) bool,
+) (*authz.Check, *problem) {
+	if issue := checkText(body); issue != nil {
+		return nil, issue
 	}
 	pooled, ok := p.pool.Get().(*pooledDecoder)
 	if !ok {
@@ -178,7 +176,7 @@ func (p *decoderPool) decodeCheck(body []byte, format authz.KeyFormat) (*authz.C
 	if issue := q.read(); issue != nil {
 		return nil, issue
 	}
-	return q.check(format)
+	return q.check(format, foreign)
 }
 
 func (q *question) read() *problem {
@@ -197,11 +195,7 @@ func (q *question) read() *problem {
 
 // trailing refuses whatever follows the object.
 func (q *question) trailing() *problem {
-	_, err := q.decoder.ReadToken()
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return badRequest("trailing_data", "There is something after the JSON object.")
+	return trailingData(q.decoder)
 }
 
 // object reads an object whose fields are those that lookup knows.
@@ -341,7 +335,7 @@ func (q *question) issue(code string, field questionField, message string) {
 }
 
 // check makes the check of what was read.
-func (q *question) check(format authz.KeyFormat) (*authz.Check, *problem) {
+func (q *question) check(format authz.KeyFormat, foreign func(string) bool) (*authz.Check, *problem) {
 	if q.seen[fieldKey] && q.seen[fieldKeySHA256] {
 		return nil, badRequest("duplicate_field", "The key is given twice. Send either key or key_sha256.",
 			fieldIssue{"/key_sha256", "must not be sent together with key"})
@@ -375,6 +369,9 @@ func (q *question) check(format authz.KeyFormat) (*authz.Check, *problem) {
 		c.Presented = authz.PresentHash(q.hash)
 	} else {
 		c.Presented = authz.PresentSecret(format, q.values[fieldKey])
+		if foreign != nil && c.Presented.Malformed() && foreign(q.values[fieldKey]) {
+			c.Presented = authz.PresentForeign(q.values[fieldKey])
+		}
 	}
 	return c, nil
 }
@@ -392,17 +389,4 @@ func (q *question) requireFields() {
 	case method == "" && action == "":
 		q.issue("missing_field", fieldMethod, "is required, together with path, unless action is given")
 	}
-}
-
-// syntaxProblem tells what is wrong with the JSON, and where, without its text.
-func syntaxProblem(err error) *problem {
-	if errors.Is(err, jsontext.ErrDuplicateName) {
-		return badRequest("duplicate_field", "A field is given twice.")
-	}
-	var syntax *jsontext.SyntacticError
-	if errors.As(err, &syntax) {
-		return badRequest("malformed_json", "The body is not valid JSON near byte "+
-			strconv.FormatInt(syntax.ByteOffset, 10)+".")
-	}
-	return badRequest("malformed_json", "The body ends before the JSON does.")
 }

@@ -1,9 +1,10 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 	"net/http/pprof"
-	"strings"
+	"slices"
 
 	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -15,15 +16,53 @@ type route struct {
 	handle       gin.HandlerFunc
 }
 
-// apiRoutes is the one route table of the check API.
-func (s *Server) apiRoutes() []route {
+// checkPath is where checks are asked for.
+const checkPath = "/v1/check"
+
+// checkRoutes is the route table of checks.
+func (s *Server) checkRoutes() []route {
+	return []route{{http.MethodPost, checkPath, s.check}}
+}
+
+// healthRoutes are on every listener but the ops listener, which tells more.
+func (s *Server) healthRoutes() []route {
 	return []route{
-		{http.MethodPost, "/v1/check", s.check},
 		{http.MethodGet, "/healthz", s.healthz},
 		{http.MethodHead, "/healthz", s.healthz},
 		{http.MethodGet, "/readyz", s.readyz},
 		{http.MethodHead, "/readyz", s.readyz},
 	}
+}
+
+// managementRoutes are those that the API's document does not describe; the others
+// are generated from it. Without management there are none.
+func (s *Server) managementRoutes() []route {
+	if s.management == nil {
+		return nil
+	}
+	document := serveDocument()
+	return []route{
+		{http.MethodGet, "/openapi.yaml", document},
+		{http.MethodHead, "/openapi.yaml", document},
+	}
+}
+
+// engines makes the engine of each kind of listener.
+func (s *Server) engines() error {
+	var err error
+	if s.checks, err = s.engine(slices.Concat(s.checkRoutes(), s.healthRoutes())); err != nil {
+		return err
+	}
+	if s.api, err = s.engine(slices.Concat(s.checkRoutes(), s.healthRoutes(), s.managementRoutes())); err != nil {
+		return err
+	}
+	if s.admin, err = s.engine(slices.Concat(s.healthRoutes(), s.managementRoutes())); err != nil {
+		return err
+	}
+	if s.ops, err = s.engine(s.opsRoutes()); err != nil || s.management == nil {
+		return err
+	}
+	return errors.Join(s.management.register(s.api), s.management.register(s.admin))
 }
 
 // opsRoutes is the route table of the ops listener.
@@ -69,10 +108,8 @@ func (s *Server) engine(routes []route) (*gin.Engine, error) {
 		return nil, err //nolint:wrapcheck // nil proxies cannot be wrong
 	}
 	engine.Use(s.common)
-	methods := make(map[string][]string)
 	for _, r := range routes {
 		engine.Handle(r.method, r.path, r.handle)
-		methods[r.path] = append(methods[r.path], r.method)
 	}
 	engine.NoRoute(func(c *gin.Context) {
 		fail(c, &problem{
@@ -81,10 +118,10 @@ func (s *Server) engine(routes []route) (*gin.Engine, error) {
 		})
 	})
 	engine.NoMethod(func(c *gin.Context) {
-		allow := strings.Join(methods[c.Request.URL.Path], ", ")
+		// Gin has set Allow.
 		fail(c, &problem{
 			Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Title: "Method not allowed",
-			Detail: "This path answers to other methods; see Allow.", Allow: allow,
+			Detail: "This path answers to other methods; see Allow.",
 		})
 	})
 	return engine, nil

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 )
 
 // Time limits of connections. All headers must be there within readHeaderTimeout,
@@ -41,6 +43,16 @@ type Options struct {
 	Callers *authz.Callers
 	// Format is the form of the secrets that are looked up.
 	Format authz.KeyFormat
+	// AcceptsForeign tells which presented keys that have not our own form are looked up
+	// all the same, because keys of that form were imported; nil is none.
+	AcceptsForeign func(text string) bool
+	// Management does the management operations; without it there is no management API.
+	Management *manage.Service
+	// Admins recognizes those who manage; required with Management.
+	Admins *authz.Admins
+	// TrustedProxies are those whose X-Forwarded-For is believed for the addresses in
+	// the audit log; default none.
+	TrustedProxies []netip.Prefix
 	// Ready tells how the parts are; called on each health request.
 	Ready func() Readiness
 	// Pprof serves profiles on the ops listener.
@@ -51,7 +63,8 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Server serves the check API and the ops listener. Safe for concurrent use.
+// Server serves the check API, the management API and the ops listener. Safe for
+// concurrent use.
 type Server struct {
 	checker  *authz.Checker
 	callers  *authz.Callers
@@ -66,8 +79,13 @@ type Server struct {
 	draining atomic.Bool
 	// undecided keeps one line a second about what could not be decided.
 	undecided rate.Sometimes
+	// acceptsForeign is nil for none.
+	acceptsForeign func(string) bool
+	// management is nil without a management API.
+	management *management
 
-	api, ops *gin.Engine
+	// api has checks and management, checks and admin the one without the other.
+	api, checks, admin, ops *gin.Engine
 }
 
 // New returns a Server, or an error when a part is missing.
@@ -81,42 +99,59 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		checker: o.Checker, callers: o.Callers, format: o.Format, ready: o.Ready, pprof: o.Pprof, tls: o.TLS,
 		log: o.Logger, metrics: newMetrics(o.Ready), decoders: newDecoderPool(), buffers: newBuffers(),
-		undecided: rate.Sometimes{Interval: time.Second},
+		undecided: rate.Sometimes{Interval: time.Second}, acceptsForeign: o.AcceptsForeign,
+	}
+	if o.Management != nil {
+		var err error
+		if s.management, err = newManagement(o, s.metrics); err != nil {
+			return nil, err
+		}
 	}
 	// Process-wide in Gin, and the same for every engine here: debug mode would
 	// print request headers in a panic.
 	gin.SetMode(gin.ReleaseMode)
-	var err error
-	if s.api, err = s.engine(s.apiRoutes()); err != nil {
-		return nil, err
-	}
-	if s.ops, err = s.engine(s.opsRoutes()); err != nil {
+	if err := s.engines(); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// Handler returns the check API, for tests and for serving it elsewhere.
+// Handler returns checks and management as one listener has them, for tests and for
+// serving them elsewhere.
 func (s *Server) Handler() http.Handler { return s.api }
 
 // OpsHandler returns the ops listener's API.
 func (s *Server) OpsHandler() http.Handler { return s.ops }
 
-// Serve serves on both listeners until ctx ends, then drains: it says so in
-// readyz, closes each connection after its answer for a second, stops listening
-// and waits for requests in flight. ops may be nil. Both listeners are closed.
-func (s *Server) Serve(ctx context.Context, api, ops net.Listener) error {
-	servers := []*http.Server{s.httpServer(s.api)}
-	listeners := []net.Listener{api}
+// AdminHandler returns management alone, as a listener of its own has it.
+func (s *Server) AdminHandler() http.Handler { return s.admin }
+
+// Serve serves on its listeners until ctx ends, then drains: it says so in readyz,
+// closes each connection after its answer for a second, stops listening and waits
+// for requests in flight. All listeners are closed.
+//
+// With an admin listener management is there alone; when admin is nil it is where
+// checks are. ops may be nil.
+func (s *Server) Serve(ctx context.Context, api, ops, admin net.Listener) error {
+	var servers []*http.Server
+	var listeners []net.Listener
+	add := func(l net.Listener, h http.Handler) *http.Server {
+		server := s.httpServer(h)
+		servers, listeners = append(servers, server), append(listeners, l)
+		return server
+	}
+	if admin == nil {
+		add(api, s.api).TLSConfig = s.tls.Clone()
+	} else {
+		add(api, s.checks).TLSConfig = s.tls.Clone()
+		add(admin, s.admin).TLSConfig = s.tls.Clone()
+	}
 	if ops != nil {
-		server := s.httpServer(s.ops)
-		server.WriteTimeout = 0 // a profile takes as long as it was asked to
-		servers, listeners = append(servers, server), append(listeners, ops)
+		add(ops, s.ops).WriteTimeout = 0 // a profile takes as long as it was asked to
 	}
 	failed := make(chan error, len(servers))
 	for i, server := range servers {
-		if i == 0 && s.tls != nil {
-			server.TLSConfig = s.tls.Clone()
+		if server.TLSConfig != nil {
 			go func() { failed <- server.ServeTLS(listeners[i], "", "") }()
 			continue
 		}

@@ -109,8 +109,8 @@ func goodBody(t testing.TB) string {
 	return `{"key":"` + testFormat(t).Generate(authz.EnvironmentLive).Reveal() + `","method":"GET","path":"/api/v1/tickets"}`
 }
 
-// document is the contract's decision; every field must be there.
-type document struct {
+// decisionDocument is the contract's decision; every field must be there.
+type decisionDocument struct {
 	Allow        *bool `json:"allow"`
 	Code         string
 	Status       int
@@ -137,9 +137,9 @@ type document struct {
 	Degraded       []string
 }
 
-func decode(t *testing.T, w *httptest.ResponseRecorder) (document, map[string]json.RawMessage) {
+func decode(t *testing.T, w *httptest.ResponseRecorder) (decisionDocument, map[string]json.RawMessage) {
 	t.Helper()
-	var d document
+	var d decisionDocument
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(w.Body.Bytes(), &d); err != nil {
 		t.Fatalf("not JSON: %v: %s", err, w.Body)

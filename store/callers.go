@@ -9,43 +9,131 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 )
 
 // maxCallers bounds the tokens of callers, which every replica holds whole.
 const maxCallers = 10_000
 
+// callersSQL reads callers. They belong to nobody, so that only Everyone sees any.
+const callersSQL = `
+SELECT id, name, environments, permissions, created_at, created_by, revoked_at FROM callers WHERE $1::boolean`
+
+type callerRow struct {
+	ID           authz.CallerID `db:"id"`
+	Name         string         `db:"name"`
+	Environments pq.StringArray `db:"environments"`
+	Permissions  pq.StringArray `db:"permissions"`
+	CreatedAt    sql.NullTime   `db:"created_at"`
+	CreatedBy    string         `db:"created_by"`
+	RevokedAt    sql.NullTime   `db:"revoked_at"`
+}
+
+func (r callerRow) thing() (manage.Caller, error) { //nolint:unparam // list asks for it
+	return manage.Caller{
+		ID: r.ID, Name: r.Name, Environments: strung[authz.Environment](r.Environments),
+		Permissions: strung[authz.Permission](r.Permissions), CreatedAt: utc(r.CreatedAt), CreatedBy: r.CreatedBy,
+		RevokedAt: utc(r.RevokedAt),
+	}, nil
+}
+
+// Caller implements manage.Reader.
+func (r *reads) Caller(ctx context.Context, t manage.Tenant, id authz.CallerID) (*manage.Caller, error) {
+	caller, err := one[manage.Caller, callerRow](ctx, r, "read a caller", callersSQL+` AND id = $2::uuid`, t.Everyone(), id)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := r.tokens(ctx, ofCallers, []any{uuid(id)})
+	caller.Tokens = tokens[uuid(id)]
+	return caller, err
+}
+
+// Callers implements manage.Reader.
+func (r *reads) Callers(ctx context.Context, t manage.Tenant, status string, p manage.Page) ([]manage.Caller, error) {
+	var after authz.CallerID
+	if err := cursor(p.After, &after); err != nil {
+		return nil, err
+	}
+	// The CASE is manage.Caller.Status.
+	callers, err := list[manage.Caller, callerRow](ctx, r, "list callers", callersSQL+`
+		AND ($2::uuid IS NULL OR id < $2::uuid)
+		AND ($3::text = '' OR $3::text = CASE WHEN revoked_at IS NOT NULL THEN 'revoked' ELSE 'active' END)
+		ORDER BY id DESC LIMIT $4`, t.Everyone(), after, status, p.Limit)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]any, len(callers))
+	for i := range callers {
+		ids[i] = uuid(callers[i].ID)
+	}
+	tokens, err := r.tokens(ctx, ofCallers, ids)
+	for i := range callers {
+		callers[i].Tokens = tokens[ids[i]]
+	}
+	return callers, err
+}
+
+// InsertCaller implements manage.Writer.
+func (c *Change) InsertCaller(ctx context.Context, t manage.Tenant, caller *manage.Caller, token authz.Secret) error {
+	return c.insertCaller(ctx, t, caller, nil, token)
+}
+
+func (c *Change) insertCaller(
+	ctx context.Context, t manage.Tenant, caller *manage.Caller, disabledAt any, token authz.Secret,
+) error {
+	if len(caller.Tokens) != 1 {
+		return errOneSecret
+	}
+	err := c.exec(ctx, "add a caller", `
+		INSERT INTO callers (id, name, environments, permissions, created_at, created_by, disabled_at, revoked_at, revision)
+		SELECT $2::uuid, $3::text, $4::text[], $5::text[], $6::timestamptz, $7::text, $8::timestamptz, $9::timestamptz, $10::bigint
+		WHERE $1::boolean`,
+		t.Everyone(), caller.ID, caller.Name, texts(caller.Environments), texts(caller.Permissions), c.timeOr(caller.CreatedAt),
+		caller.CreatedBy, disabledAt, optionalTime(caller.RevokedAt), c.revision)
+	if err != nil {
+		return err
+	}
+	return c.insertToken(ctx, t, ofCallers, caller.ID, &caller.Tokens[0], token)
+}
+
+// UpdateCaller implements manage.Writer. Revoked is for ever.
+func (c *Change) UpdateCaller(ctx context.Context, t manage.Tenant, caller *manage.Caller) error {
+	return c.exec(ctx, "change a caller", `
+		UPDATE callers SET revoked_at = COALESCE(revoked_at, $3), revision = $4 WHERE $1::boolean AND id = $2::uuid`,
+		t.Everyone(), caller.ID, optionalTime(caller.RevokedAt), c.revision)
+}
+
+// InsertCallerToken implements manage.Writer.
+func (c *Change) InsertCallerToken(
+	ctx context.Context, t manage.Tenant, caller *manage.Caller, token *manage.Token, secret authz.Secret,
+) error {
+	return c.insertToken(ctx, t, ofCallers, caller.ID, token, secret)
+}
+
+// EndCallerToken implements manage.Writer.
+func (c *Change) EndCallerToken(ctx context.Context, t manage.Tenant, caller *manage.Caller, token *manage.Token) error {
+	return c.endToken(ctx, t, ofCallers, caller.ID, token)
+}
+
 // AddCaller stores a new caller with one token.
 func (c *Change) AddCaller(ctx context.Context, caller *authz.Caller, token authz.Secret) error {
-	digest, pepperID, err := c.digest(ctx, token)
-	if err != nil {
-		return err
+	var disabledAt any
+	if caller.Disabled {
+		disabledAt = c.now
 	}
-	environments := make(pq.StringArray, len(caller.Environments))
-	for i, e := range caller.Environments {
-		environments[i] = string(e)
-	}
-	permissions := make(pq.StringArray, len(caller.Permissions))
-	for i, p := range caller.Permissions {
-		permissions[i] = string(p)
-	}
-	err = c.exec(ctx, "add a caller", `
-		INSERT INTO callers (id, name, environments, permissions, disabled_at, revoked_at, revision)
-		VALUES ($1, $2, $3, $4, CASE WHEN $5 THEN now() END, $6, $7)`,
-		caller.ID, caller.Name, environments, permissions, caller.Disabled, optionalTime(caller.RevokedAt), c.revision)
-	if err != nil {
-		return err
-	}
-	return c.exec(ctx, "add a caller's token", `
-		INSERT INTO caller_tokens (digest, id, caller_id, pepper_id, hint, expires_at, revoked_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-		digest[:], authz.NewSecretID(c.now), caller.ID, pepperID, authz.CallerTokens().Hint(token),
-		optionalTime(caller.TokenExpiresAt), optionalTime(caller.TokenRevokedAt))
+	return c.insertCaller(ctx, everyone(), &manage.Caller{
+		ID: caller.ID, Name: caller.Name, Environments: caller.Environments, Permissions: caller.Permissions,
+		RevokedAt: caller.RevokedAt,
+		Tokens: []manage.Token{{
+			ID: authz.NewSecretID(c.now), Hint: authz.CallerTokens().Hint(token),
+			ExpiresAt: caller.TokenExpiresAt, RevokedAt: caller.TokenRevokedAt,
+		}},
+	}, disabledAt, token)
 }
 
 // RevokeCaller refuses all tokens of a caller, for ever.
 func (c *Change) RevokeCaller(ctx context.Context, id authz.CallerID) error {
-	return c.exec(ctx, "revoke a caller", `
-		UPDATE callers SET revoked_at = COALESCE(revoked_at, now()), revision = $2 WHERE id = $1`, id, c.revision)
+	return c.UpdateCaller(ctx, everyone(), &manage.Caller{ID: id, RevokedAt: c.now})
 }
 
 // callerTable is every caller's token by digest, as of one revision. It is never changed.

@@ -2,45 +2,74 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
-	"time"
-
-	"github.com/jmoiron/sqlx"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 )
 
 // notifyChannel wakes every replica; what has changed is read by revision.
 const notifyChannel = "keystile_changes"
 
-// Change is one management transaction. It holds the revision's row lock, so
-// that revisions become visible in their own order. Not safe for concurrent use.
+// maxWriting bounds the changes of one process that have a connection: the second
+// waits for the first's row lock, later ones here, so that reads always find one free.
+const maxWriting = 2
+
+// Change is one management transaction; it is a manage.Writer. It holds the
+// revision's row lock, so that revisions become visible in their own order. Not safe
+// for concurrent use.
 type Change struct {
-	tx       *sqlx.Tx
+	reads
+
 	revision int64
-	now      time.Time
 	peppers  authz.Peppers
+	// registered tells that the first pepper's fingerprint is written.
+	registered bool
 }
 
-// Change runs do in one transaction under the next revision and, when do returns
-// nil, commits it and wakes every replica. It returns the revision under which the
-// changes are visible. Every row that do writes carries it.
+var _ manage.Writer = (*Change)(nil)
+
+// Change is Write for what is kept.
 func (s *Store) Change(ctx context.Context, do func(context.Context, *Change) error) (revision int64, err error) {
+	return s.change(ctx, true, do)
+}
+
+// Write implements manage.Store. The revision of a change that is not kept is 0.
+func (s *Store) Write(
+	ctx context.Context, keep bool, fn func(context.Context, manage.Writer) error,
+) (revision int64, err error) {
+	return s.change(ctx, keep, func(ctx context.Context, c *Change) error { return fn(ctx, c) })
+}
+
+func (s *Store) change(ctx context.Context, keep bool, do func(context.Context, *Change) error) (int64, error) {
+	select {
+	case s.writing <- struct{}{}:
+		defer func() { <-s.writing }()
+	case <-ctx.Done():
+		return 0, translate("begin a change", ctx.Err())
+	}
 	tx, err := s.manage.BeginTxx(ctx, nil)
 	if err != nil {
 		return 0, translate("begin a change", err)
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 
-	c := &Change{tx: tx, peppers: s.peppers}
+	c := &Change{reads: reads{tx: tx}, peppers: s.peppers}
 	// First of all, and its row lock is held to the commit: whoever gets the next
-	// number commits after us.
-	err = tx.QueryRowxContext(ctx, `UPDATE revision SET n = n + 1 RETURNING n, now()`).Scan(&c.revision, &c.now)
+	// number commits after us. The time is taken under the lock, so that it does not
+	// go back from one revision to the next.
+	err = tx.QueryRowxContext(ctx, `UPDATE revision SET n = n + 1 RETURNING n, clock_timestamp()`).Scan(&c.revision, &c.now)
 	if err != nil {
 		return 0, translate("take the next revision", err)
 	}
+	c.now = c.now.UTC()
 	if err := do(ctx, c); err != nil {
 		return 0, err
+	}
+	if !keep {
+		return 0, translate("take a change back", tx.Rollback())
 	}
 	if _, err := tx.ExecContext(ctx, `SELECT pg_notify($1, $2)`, notifyChannel, fmt.Sprint(c.revision)); err != nil {
 		return 0, translate("announce a change", err)
@@ -51,53 +80,65 @@ func (s *Store) Change(ctx context.Context, do func(context.Context, *Change) er
 	return c.revision, nil
 }
 
-// Now returns the transaction's time by Postgres' clock.
-func (c *Change) Now() time.Time { return c.now }
+// Revision implements manage.Writer.
+func (c *Change) Revision() int64 { return c.revision }
 
 // exec runs a statement that must touch exactly one row.
 func (c *Change) exec(ctx context.Context, doing, query string, args ...any) error {
-	result, err := c.tx.ExecContext(ctx, query, args...)
-	if err != nil {
-		return translate(doing, err)
-	}
-	n, err := result.RowsAffected()
-	if err != nil {
-		return translate(doing, err)
-	}
-	if n != 1 {
+	n, err := c.execMany(ctx, doing, query, args...)
+	if err == nil && n != 1 {
 		return fmt.Errorf("%s: %w", doing, ErrNotFound)
 	}
-	return nil
+	return err
 }
 
-// digest returns a secret's digest under the first pepper, whose fingerprint is
-// kept beside the rows that use it.
-func (c *Change) digest(ctx context.Context, secret authz.Secret) (digest authz.Digest, pepperID string, err error) {
-	digest, pepperID, err = c.peppers.Digest(secret.Hash())
+// execMany runs a statement and tells how many rows it touched.
+func (c *Change) execMany(ctx context.Context, doing, query string, args ...any) (int, error) {
+	result, err := c.tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, translate(doing, err)
+	}
+	n, err := result.RowsAffected()
+	return int(n), translate(doing, err)
+}
+
+// raise runs a statement that must touch exactly one row and returns its new version.
+func (c *Change) raise(ctx context.Context, doing string, version *int, query string, args ...any) error {
+	err := c.tx.QueryRowxContext(ctx, query, args...).Scan(version)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
+	return translate(doing, err)
+}
+
+// digest returns a hash's digest under the first pepper.
+func (c *Change) digest(ctx context.Context, hash authz.SecretHash) (digest authz.Digest, pepperID string, err error) {
+	if _, err := c.register(ctx); err != nil {
+		return authz.Digest{}, "", err
+	}
+	digest, pepperID, err = c.peppers.Digest(hash)
 	if err != nil {
 		return authz.Digest{}, "", fmt.Errorf("make a digest: %w", err)
-	}
-	fingerprint, _ := c.peppers.Fingerprint(pepperID)
-	_, err = c.tx.ExecContext(ctx, `INSERT INTO peppers (id, fingerprint) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`,
-		pepperID, fingerprint)
-	if err != nil {
-		return authz.Digest{}, "", translate("register a pepper", err)
 	}
 	return digest, pepperID, nil
 }
 
-// optionalTime is NULL for the zero time.
-func optionalTime(t time.Time) any {
-	if t.IsZero() {
-		return nil
+// register keeps the first pepper's fingerprint beside the rows that use it, and
+// returns the pepper's id.
+func (c *Change) register(ctx context.Context) (pepperID string, err error) {
+	pepperID = c.peppers.IDs()[0] // Open refuses none
+	if c.registered {
+		return pepperID, nil
 	}
-	return t
+	fingerprint, _ := c.peppers.Fingerprint(pepperID)
+	_, err = c.tx.ExecContext(ctx, `INSERT INTO peppers (id, fingerprint) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`,
+		pepperID, fingerprint)
+	c.registered = err == nil
+	return pepperID, translate("register a pepper", err)
 }
 
-// optionalText is NULL for the empty string.
-func optionalText(s string) any {
-	if s == "" {
-		return nil
-	}
-	return s
-}
+// everyone is the tenant of what this package itself does.
+func everyone() manage.Tenant { return manage.TenantOf(&authz.Admin{Role: authz.RolePlatformAdmin}) }
+
+// errOneSecret is a fault of the caller's.
+var errOneSecret = errors.New("a new one must come with exactly one secret")

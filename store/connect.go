@@ -17,10 +17,8 @@ import (
 
 // The three kinds of Postgres connection, by how long a single read may take.
 // lib/pq ignores a context's deadline while the server is stuck, so the deadline
-// sits on the socket.
+// sits on the socket. For look-ups on behalf of a check it is their budget.
 const (
-	// checkReadDeadline is for look-ups on behalf of a check.
-	checkReadDeadline = 100 * time.Millisecond
 	// manageReadDeadline is for management, migrations and usage.
 	manageReadDeadline = 30 * time.Second
 	// listenReadDeadline is for LISTEN, which is pinged each listenPing, and for

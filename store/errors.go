@@ -12,6 +12,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 )
 
 // translate turns a driver's error into one of ours at the edge: a server that is
@@ -31,6 +32,9 @@ func translate(doing string, err error) error {
 		case "28", "3D": // credentials, database name: no retry helps, but it cannot be decided either
 			return authz.Unavailable(doing, clean)
 		}
+		if field := takenField(server.Constraint); field != "" {
+			return fmt.Errorf("%s: %w", doing, &manage.ConflictError{Field: field})
+		}
 		if server.Constraint != "" {
 			return &ConstraintError{Constraint: server.Constraint, doing: doing}
 		}
@@ -43,6 +47,17 @@ func translate(doing string, err error) error {
 		return authz.Unavailable(doing, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// takenField is the field that a unique constraint is about.
+func takenField(constraint string) string {
+	switch constraint {
+	case "organizations_external_id_key", "api_keys_external_id":
+		return "external_id"
+	case "callers_name":
+		return "name"
+	}
+	return ""
 }
 
 // ConstraintError says that a change would break a rule of the schema.

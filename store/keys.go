@@ -2,7 +2,7 @@ package store
 
 import (
 	"context"
-	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,253 +10,303 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 )
 
-// ErrNotFound says that a change found no row to change.
-var ErrNotFound = errors.New("not found")
+// insertKeysSQL and insertSecretsSQL store any number of rows in one statement each.
+const (
+	insertKeysSQL = `
+INSERT INTO api_keys (id, organization_id, external_id, name, environment, scopes, created_at, created_by,
+	expires_at, lifetime_seconds, revoked_at, disabled_at, restricted, allowed_cidrs,
+	rate_limit_rate, rate_limit_period_seconds, rate_limit_burst, metadata, revision)
+SELECT r.id, o.id, r.external_id, r.name, r.environment, r.scopes, r.created_at, r.created_by,
+	r.expires_at, r.lifetime_seconds, r.revoked_at, r.disabled_at, r.restricted, r.allowed_cidrs,
+	r.rate, r.period_seconds, r.burst, r.metadata, $4::bigint
+FROM json_to_recordset($3::json) AS r(id uuid, organization_id uuid, external_id text, name text, environment text,
+	scopes text[], created_at timestamptz, created_by text, expires_at timestamptz, lifetime_seconds bigint,
+	revoked_at timestamptz, disabled_at timestamptz, restricted boolean, allowed_cidrs cidr[],
+	rate integer, period_seconds integer, burst integer, metadata jsonb)
+JOIN organizations o ON o.id = r.organization_id
+WHERE ($1::boolean OR o.id = $2::uuid)`
+
+	insertSecretsSQL = `
+INSERT INTO key_secrets (digest, id, key_id, pepper_id, hint, created_at, expires_at, revoked_at)
+SELECT decode(r.digest, 'hex'), r.id, k.id, $4::text, r.hint, r.created_at, r.expires_at, r.revoked_at
+FROM json_to_recordset($3::json) AS r(digest text, id uuid, key_id uuid, hint text,
+	created_at timestamptz, expires_at timestamptz, revoked_at timestamptz)
+JOIN api_keys k ON k.id = r.key_id
+WHERE ($1::boolean OR k.organization_id = $2::uuid)`
+)
+
+// keyRecord is a row of insertKeysSQL, secretRecord one of insertSecretsSQL.
+type (
+	keyRecord struct {
+		ID              any             `json:"id"`
+		OrganizationID  any             `json:"organization_id"`
+		ExternalID      any             `json:"external_id"`
+		Name            string          `json:"name"`
+		Environment     string          `json:"environment"`
+		Scopes          []authz.Scope   `json:"scopes"`
+		CreatedAt       time.Time       `json:"created_at"`
+		CreatedBy       string          `json:"created_by"`
+		ExpiresAt       any             `json:"expires_at"`
+		LifetimeSeconds any             `json:"lifetime_seconds"`
+		RevokedAt       any             `json:"revoked_at"`
+		DisabledAt      any             `json:"disabled_at"`
+		Restricted      bool            `json:"restricted"`
+		AllowedCIDRs    []string        `json:"allowed_cidrs"`
+		Rate            any             `json:"rate"`
+		PeriodSeconds   any             `json:"period_seconds"`
+		Burst           any             `json:"burst"`
+		Metadata        json.RawMessage `json:"metadata"`
+	}
+	secretRecord struct {
+		Digest    string    `json:"digest"`
+		ID        any       `json:"id"`
+		KeyID     any       `json:"key_id"`
+		Hint      string    `json:"hint"`
+		CreatedAt time.Time `json:"created_at"`
+		ExpiresAt any       `json:"expires_at"`
+		RevokedAt any       `json:"revoked_at"`
+	}
+)
+
+// insertKeys stores keys without their secrets.
+func (c *Change) insertKeys(ctx context.Context, t manage.Tenant, keys []*manage.Key) error {
+	records := make([]keyRecord, 0, len(keys))
+	for _, k := range keys {
+		if err := checkKey(k); err != nil {
+			return err
+		}
+		rate, period, burst := rateColumns(k.RateLimit)
+		records = append(records, keyRecord{
+			ID: uuid(k.ID), OrganizationID: uuid(k.OrganizationID), ExternalID: optionalText(k.ExternalID), Name: k.Name,
+			Environment: string(k.Environment), Scopes: sorted(k.Scopes), CreatedAt: c.timeOr(k.CreatedAt), CreatedBy: k.CreatedBy,
+			ExpiresAt: optionalTime(k.ExpiresAt), LifetimeSeconds: lifetimeColumn(k), RevokedAt: optionalTime(k.RevokedAt),
+			DisabledAt: optionalTime(k.DisabledAt), Restricted: k.Restricted, AllowedCIDRs: cidrs(k.AllowedCIDRs),
+			Rate: rate, PeriodSeconds: period, Burst: burst, Metadata: json.RawMessage(k.Metadata.JSON()),
+		})
+	}
+	return c.insertRecords(ctx, t, "add keys", insertKeysSQL, len(records), records, c.revision)
+}
+
+// newSecret is a secret whose hash is known.
+type newSecret struct {
+	key    authz.KeyID
+	secret *manage.KeySecret
+	hash   authz.SecretHash
+}
+
+// insertSecrets stores secrets of keys, under the first pepper.
+func (c *Change) insertSecrets(ctx context.Context, t manage.Tenant, secrets []newSecret) error {
+	records := make([]secretRecord, 0, len(secrets))
+	var pepperID string
+	for _, n := range secrets {
+		var digest authz.Digest
+		var err error
+		if digest, pepperID, err = c.digest(ctx, n.hash); err != nil {
+			return err
+		}
+		records = append(records, secretRecord{
+			Digest: hex.EncodeToString(digest[:]), ID: uuid(n.secret.ID), KeyID: uuid(n.key), Hint: n.secret.Hint,
+			CreatedAt: c.timeOr(n.secret.CreatedAt), ExpiresAt: optionalTime(n.secret.ExpiresAt), RevokedAt: optionalTime(n.secret.RevokedAt),
+		})
+	}
+	return c.insertRecords(ctx, t, "add secrets", insertSecretsSQL, len(records), records, pepperID)
+}
+
+// insertRecords runs an INSERT from records, all of which must be within the tenant.
+func (c *Change) insertRecords(ctx context.Context, t manage.Tenant, doing, query string, want int, records, last any) error {
+	if want == 0 {
+		return nil
+	}
+	text, err := json.Marshal(records)
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	n, err := c.execMany(ctx, doing, query, t.Everyone(), t.Organization(), string(text), last)
+	if err == nil && n != want {
+		return fmt.Errorf("%s: %w", doing, ErrNotFound)
+	}
+	return err
+}
+
+// InsertKey implements manage.Writer.
+func (c *Change) InsertKey(ctx context.Context, t manage.Tenant, k *manage.Key, secret authz.Secret) error {
+	if len(k.Secrets) != 1 {
+		return errOneSecret
+	}
+	if err := c.insertKeys(ctx, t, []*manage.Key{k}); err != nil {
+		return err
+	}
+	return c.insertSecrets(ctx, t, []newSecret{{k.ID, &k.Secrets[0], secret.Hash()}})
+}
+
+// UpdateKey implements manage.Writer. Revoked is for ever.
+func (c *Change) UpdateKey(ctx context.Context, t manage.Tenant, k *manage.Key) error {
+	rate, period, burst := rateColumns(k.RateLimit)
+	return c.raise(ctx, "change a key", &k.Version, `
+		UPDATE api_keys SET external_id = $4, name = $5, scopes = $6, expires_at = $7, lifetime_seconds = $8,
+			revoked_at = COALESCE(revoked_at, $9), disabled_at = $10, restricted = $11, allowed_cidrs = $12::cidr[],
+			rate_limit_rate = $13, rate_limit_period_seconds = $14, rate_limit_burst = $15, metadata = $16,
+			version = version + 1, revision = $17
+		WHERE ($1::boolean OR organization_id = $2::uuid) AND id = $3::uuid RETURNING version`,
+		t.Everyone(), t.Organization(), k.ID, optionalText(k.ExternalID), k.Name, texts(sorted(k.Scopes)),
+		optionalTime(k.ExpiresAt), lifetimeColumn(k), optionalTime(k.RevokedAt), optionalTime(k.DisabledAt), k.Restricted,
+		pq.StringArray(cidrs(k.AllowedCIDRs)), rate, period, burst, k.Metadata.JSON(), c.revision)
+}
+
+// InsertSecret implements manage.Writer.
+func (c *Change) InsertSecret(
+	ctx context.Context, t manage.Tenant, k *manage.Key, s *manage.KeySecret, secret authz.Secret,
+) error {
+	if err := c.insertSecrets(ctx, t, []newSecret{{k.ID, s, secret.Hash()}}); err != nil {
+		return err
+	}
+	return c.touchKey(ctx, t, k.ID, &k.Version)
+}
+
+// EndSecret implements manage.Writer. Revoked is for ever.
+func (c *Change) EndSecret(ctx context.Context, t manage.Tenant, k *manage.Key, s *manage.KeySecret) error {
+	err := c.exec(ctx, "end a secret", `
+		UPDATE key_secrets s SET expires_at = $5, revoked_at = COALESCE(s.revoked_at, $6) FROM api_keys k
+		WHERE ($1::boolean OR k.organization_id = $2::uuid) AND k.id = $3::uuid AND s.key_id = k.id AND s.id = $4::uuid`,
+		t.Everyone(), t.Organization(), k.ID, s.ID, optionalTime(s.ExpiresAt), optionalTime(s.RevokedAt))
+	if err != nil {
+		return err
+	}
+	return c.touchKey(ctx, t, k.ID, &k.Version)
+}
+
+// touchKey takes a key's row to this revision, so that replicas read it anew.
+func (c *Change) touchKey(ctx context.Context, t manage.Tenant, key authz.KeyID, version *int) error {
+	return c.raise(ctx, "touch a key", version, `
+		UPDATE api_keys SET version = version + 1, revision = $4
+		WHERE ($1::boolean OR organization_id = $2::uuid) AND id = $3::uuid RETURNING version`,
+		t.Everyone(), t.Organization(), key, c.revision)
+}
+
+// RevokeKeys implements manage.Writer. Of very many, replicas forget all they know
+// rather than read each.
+func (c *Change) RevokeKeys(ctx context.Context, t manage.Tenant, organization authz.OrganizationID) (int, error) {
+	return c.revokeAll(ctx, t, organization, "revoke an organization's keys", `
+		UPDATE api_keys SET revoked_at = $4, version = version + 1, revision = $5 FROM within
+		WHERE organization_id = within.id AND revoked_at IS NULL RETURNING 1`)
+}
+
+// revokeAll runs an update of what belongs to an organization within.
+func (c *Change) revokeAll(
+	ctx context.Context, t manage.Tenant, organization authz.OrganizationID, doing, update string,
+) (revoked int, err error) {
+	var within int
+	err = c.tx.QueryRowxContext(ctx, `
+		WITH within AS (SELECT id FROM organizations WHERE ($1::boolean OR id = $2::uuid) AND id = $3::uuid),
+		revoked AS (`+update+`)
+		SELECT (SELECT count(*) FROM within), (SELECT count(*) FROM revoked)`,
+		t.Everyone(), t.Organization(), organization, c.now, c.revision).Scan(&within, &revoked)
+	if err == nil && within == 0 {
+		err = ErrNotFound
+	}
+	return revoked, translate(doing, err)
+}
 
 // AddKey stores a new key of an organization, without secrets yet.
 func (c *Change) AddKey(ctx context.Context, k *authz.Key, createdBy string) error {
-	var rate, period, burst any
-	if r := k.RateLimit; r != nil {
-		if err := r.Validate(); err != nil {
-			return fmt.Errorf("add a key: %w", err)
-		}
-		rate, period, burst = r.Rate, int(r.Period/time.Second), r.Burst
+	m := &manage.Key{
+		ID: k.ID, OrganizationID: k.Organization.ID, ExternalID: k.ExternalID, Name: k.Name, Environment: k.Environment,
+		Scopes: k.Scopes, CreatedBy: createdBy, ExpiresAt: k.ExpiresAt, RevokedAt: k.RevokedAt,
+		Restricted: k.Restricted, AllowedCIDRs: k.AllowedCIDRs, RateLimit: k.RateLimit, Metadata: k.Metadata,
 	}
-	scopes := make([]string, len(k.Scopes))
-	for i, s := range k.Scopes {
-		if !s.Valid() {
-			return fmt.Errorf("add a key: scope %d does not have the form resource:verb", i+1)
-		}
-		scopes[i] = string(s)
-	}
-	slices.Sort(scopes)
-	cidrs := make([]string, len(k.AllowedCIDRs))
-	for i, p := range k.AllowedCIDRs {
-		cidrs[i] = p.Masked().String()
-	}
-	var disabledAt any
 	if k.Disabled {
-		disabledAt = c.now
+		m.DisabledAt = c.now
 	}
-	return c.exec(ctx, "add a key", `
-		INSERT INTO api_keys (id, organization_id, external_id, name, environment, scopes, created_at, created_by,
-			expires_at, revoked_at, disabled_at, restricted, allowed_cidrs,
-			rate_limit_rate, rate_limit_period_seconds, rate_limit_burst, metadata, revision)
-		VALUES ($1, $2, $3, $4, $5, $6, now(), $7, $8, $9, $10, $11, $12::cidr[], $13, $14, $15, $16, $17)`,
-		k.ID, k.Organization.ID, optionalText(k.ExternalID), k.Name, string(k.Environment),
-		pq.StringArray(slices.Compact(scopes)), createdBy,
-		optionalTime(k.ExpiresAt), optionalTime(k.RevokedAt), disabledAt, k.Restricted, pq.StringArray(cidrs),
-		rate, period, burst, k.Metadata.JSON(), c.revision)
+	return c.insertKeys(ctx, everyone(), []*manage.Key{m})
 }
 
 // AddKeySecret stores a further secret of a key: its digest under the first
 // pepper and its hint.
 func (c *Change) AddKeySecret(ctx context.Context, key authz.KeyID, s *authz.KeySecret, secret authz.Secret) error {
-	digest, pepperID, err := c.digest(ctx, secret)
-	if err != nil {
-		return err
-	}
-	err = c.exec(ctx, "add a secret", `
-		INSERT INTO key_secrets (digest, id, key_id, pepper_id, hint, created_at, expires_at, revoked_at)
-		VALUES ($1, $2, $3, $4, $5, now(), $6, $7)`,
-		digest[:], s.ID, key, pepperID, s.Hint, optionalTime(s.ExpiresAt), optionalTime(s.RevokedAt))
-	if err != nil {
-		return err
-	}
-	return c.touchKey(ctx, key)
+	m := &manage.KeySecret{ID: s.ID, Hint: s.Hint, ExpiresAt: s.ExpiresAt, RevokedAt: s.RevokedAt}
+	return c.InsertSecret(ctx, everyone(), &manage.Key{ID: key}, m, secret)
 }
 
 // RevokeKey revokes a key with all its secrets, for ever. Revoking it again
 // changes nothing but the revision.
 func (c *Change) RevokeKey(ctx context.Context, organization authz.OrganizationID, key authz.KeyID) error {
-	return c.exec(ctx, "revoke a key", `
-		UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()), revision = $3, version = version + 1
-		WHERE id = $1 AND organization_id = $2`, key, organization, c.revision)
+	return c.updateKey(ctx, organization, key, func(k *manage.Key) { k.RevokedAt = c.now })
 }
 
 // DisableKey denies a key until that is taken back.
 func (c *Change) DisableKey(ctx context.Context, organization authz.OrganizationID, key authz.KeyID, disabled bool) error {
-	return c.exec(ctx, "disable a key", `
-		UPDATE api_keys SET revision = $3, version = version + 1,
-			disabled_at = CASE WHEN $4 THEN COALESCE(disabled_at, now()) END
-		WHERE id = $1 AND organization_id = $2`, key, organization, c.revision, disabled)
-}
-
-// touchKey takes a key's row to this revision, so that replicas read it anew.
-func (c *Change) touchKey(ctx context.Context, key authz.KeyID) error {
-	return c.exec(ctx, "touch a key", `UPDATE api_keys SET revision = $2 WHERE id = $1`, key, c.revision)
-}
-
-// lookupSQL reads keys by digest, each with its organization, under the revision of the same snapshot.
-const lookupSQL = `
-SELECT r.n, x.*
-FROM revision r LEFT JOIN (
-	SELECT s.digest, s.id AS secret_id, s.hint, s.pepper_id, s.created_at AS secret_created_at,
-		s.expires_at AS secret_expires_at, s.revoked_at AS secret_revoked_at,
-		k.id AS key_id, k.external_id, k.name, k.environment, k.scopes, k.created_at, k.expires_at, k.revoked_at,
-		k.disabled_at IS NOT NULL AS disabled, k.restricted, k.allowed_cidrs::text[] AS allowed_cidrs,
-		k.rate_limit_rate, k.rate_limit_period_seconds, k.rate_limit_burst, k.metadata, k.revision,
-		o.id AS organization_id, o.external_id AS organization_external_id, o.name AS organization_name, o.plan,
-		o.metadata AS organization_metadata,
-		(o.suspended_at IS NOT NULL OR o.deleted_at IS NOT NULL) AS suspended
-	FROM key_secrets s
-	JOIN api_keys k ON k.id = s.key_id
-	JOIN organizations o ON o.id = k.organization_id
-	WHERE s.digest = ANY ($1)
-) x ON true`
-
-type keyRow struct {
-	N                      int64                `db:"n"`
-	Digest                 []byte               `db:"digest"`
-	SecretID               authz.SecretID       `db:"secret_id"`
-	Hint                   sql.NullString       `db:"hint"`
-	PepperID               sql.NullString       `db:"pepper_id"`
-	SecretCreatedAt        sql.NullTime         `db:"secret_created_at"`
-	SecretExpiresAt        sql.NullTime         `db:"secret_expires_at"`
-	SecretRevokedAt        sql.NullTime         `db:"secret_revoked_at"`
-	KeyID                  authz.KeyID          `db:"key_id"`
-	ExternalID             sql.NullString       `db:"external_id"`
-	Name                   sql.NullString       `db:"name"`
-	Environment            sql.NullString       `db:"environment"`
-	Scopes                 pq.StringArray       `db:"scopes"`
-	CreatedAt              sql.NullTime         `db:"created_at"`
-	ExpiresAt              sql.NullTime         `db:"expires_at"`
-	RevokedAt              sql.NullTime         `db:"revoked_at"`
-	Disabled               sql.NullBool         `db:"disabled"`
-	Restricted             sql.NullBool         `db:"restricted"`
-	AllowedCIDRs           pq.StringArray       `db:"allowed_cidrs"`
-	RateLimitRate          sql.NullInt64        `db:"rate_limit_rate"`
-	RateLimitPeriod        sql.NullInt64        `db:"rate_limit_period_seconds"`
-	RateLimitBurst         sql.NullInt64        `db:"rate_limit_burst"`
-	Metadata               []byte               `db:"metadata"`
-	Revision               sql.NullInt64        `db:"revision"`
-	OrganizationID         authz.OrganizationID `db:"organization_id"`
-	OrganizationExternalID sql.NullString       `db:"organization_external_id"`
-	OrganizationName       sql.NullString       `db:"organization_name"`
-	Plan                   sql.NullString       `db:"plan"`
-	OrganizationMetadata   []byte               `db:"organization_metadata"`
-	Suspended              sql.NullBool         `db:"suspended"`
-}
-
-// lookup reads the keys that have these digests. The result has an entry for every
-// digest; one without a key is an unknown digest.
-func lookup(ctx context.Context, db *sqlx.DB, digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
-	arg := make(pq.ByteaArray, len(digests))
-	for i := range digests {
-		arg[i] = digests[i][:]
-	}
-	var rows []keyRow
-	if err := db.SelectContext(ctx, &rows, lookupSQL, arg); err != nil {
-		return nil, translate("look up a key", err)
-	}
-	if len(rows) == 0 {
-		return nil, errors.New("look up a key: the revision's row is missing")
-	}
-	found := make(map[authz.Digest]*cachedKey, len(digests))
-	for _, d := range digests {
-		found[d] = &cachedKey{asOf: rows[0].N}
-	}
-	// One record a key, though two of its secrets be asked for at once.
-	records := make(map[authz.KeyID]*authz.Key, len(rows))
-	for i := range rows {
-		r := &rows[i]
-		if r.Digest == nil {
-			continue // nothing was found: the join's one empty row
+	return c.updateKey(ctx, organization, key, func(k *manage.Key) {
+		switch {
+		case !disabled:
+			k.DisabledAt = time.Time{}
+		case k.DisabledAt.IsZero():
+			k.DisabledAt = c.now
 		}
-		e := found[authz.Digest(r.Digest)]
-		if e == nil {
-			return nil, errors.New("look up a key: Postgres answered what was not asked")
-		}
-		e.organization = r.OrganizationID
-		key := records[r.KeyID]
-		if key == nil {
-			var err error
-			if key, err = r.key(); err != nil {
-				// A bad row denies its own key and nobody else's.
-				e.bad = fmt.Errorf("read key %s: %w", r.KeyID, err)
-				continue
-			}
-			records[r.KeyID] = key
-		}
-		e.key, e.secret = key, r.secret()
-	}
-	return found, nil
+	})
 }
 
-func (r *keyRow) secret() *authz.KeySecret {
-	return &authz.KeySecret{
-		ID: r.SecretID, Hint: r.Hint.String, PepperID: r.PepperID.String, CreatedAt: r.SecretCreatedAt.Time,
-		ExpiresAt: r.SecretExpiresAt.Time, RevokedAt: r.SecretRevokedAt.Time,
+func (c *Change) updateKey(
+	ctx context.Context, organization authz.OrganizationID, key authz.KeyID, change func(*manage.Key),
+) error {
+	k, err := c.Key(ctx, everyone(), organization, key)
+	if err != nil {
+		return err
 	}
+	change(k)
+	return c.UpdateKey(ctx, everyone(), k)
 }
 
-func (r *keyRow) key() (*authz.Key, error) {
-	k := &authz.Key{
-		ID: r.KeyID, ExternalID: r.ExternalID.String, Name: r.Name.String,
-		Environment: authz.Environment(r.Environment.String), CreatedAt: r.CreatedAt.Time,
-		ExpiresAt: r.ExpiresAt.Time, RevokedAt: r.RevokedAt.Time, Disabled: r.Disabled.Bool,
-		Restricted: r.Restricted.Bool, Revision: r.Revision.Int64,
-		Organization: &authz.Organization{
-			ID: r.OrganizationID, ExternalID: r.OrganizationExternalID.String, Name: r.OrganizationName.String,
-			Plan: r.Plan.String, Suspended: r.Suspended.Bool,
-		},
+// checkKey refuses a new key that checks could not read.
+func checkKey(k *manage.Key) error {
+	for i, s := range k.Scopes {
+		if !s.Valid() {
+			return fmt.Errorf("add a key: scope %d does not have the form resource:verb", i+1)
+		}
+	}
+	if k.RateLimit != nil {
+		if err := k.RateLimit.Validate(); err != nil {
+			return fmt.Errorf("add a key: %w", err)
+		}
 	}
 	if !k.Environment.Valid() {
-		return nil, errors.New("its environment is neither live nor test")
+		return errors.New("add a key: its environment is neither live nor test")
 	}
-	for _, s := range r.Scopes {
-		scope := authz.Scope(s)
-		if !scope.Valid() {
-			return nil, errors.New("one of its scopes does not have the form resource:verb")
-		}
-		k.Scopes = append(k.Scopes, scope)
-	}
-	slices.Sort(k.Scopes)
-	k.Scopes = slices.Compact(k.Scopes)
-	for _, s := range r.AllowedCIDRs {
-		prefix, err := netip.ParsePrefix(s)
-		if err != nil {
-			return nil, errors.New("one of its allowed CIDRs cannot be read")
-		}
-		k.AllowedCIDRs = append(k.AllowedCIDRs, prefix)
-	}
-	if r.RateLimitRate.Valid {
-		k.RateLimit = &authz.Rate{
-			Rate: int(r.RateLimitRate.Int64), Burst: int(r.RateLimitBurst.Int64),
-			Period: time.Duration(r.RateLimitPeriod.Int64) * time.Second,
-		}
-		if err := k.RateLimit.Validate(); err != nil {
-			return nil, fmt.Errorf("its rate limit is invalid: %w", err)
-		}
-	}
-	var err error
-	if k.Metadata, err = metadata(r.Metadata); err != nil {
-		return nil, err
-	}
-	if k.Organization.Metadata, err = metadata(r.OrganizationMetadata); err != nil {
-		return nil, fmt.Errorf("its organization: %w", err)
-	}
-	return k, nil
+	return nil
 }
 
-// metadata compacts a JSON object, so that answers can carry its text as it is.
-func metadata(raw []byte) (authz.Metadata, error) {
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
-		return "", errors.New("its metadata is not a JSON object")
+func sorted(scopes []authz.Scope) []authz.Scope {
+	out := make([]authz.Scope, len(scopes))
+	copy(out, scopes)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func cidrs(prefixes []netip.Prefix) []string {
+	out := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		out[i] = p.Masked().String()
 	}
-	if len(object) == 0 {
-		return "", nil
+	return out
+}
+
+// rateColumns are NULLs without a rate.
+func rateColumns(r *authz.Rate) (rate, periodSeconds, burst any) {
+	if r == nil {
+		return nil, nil, nil
 	}
-	compact, err := json.Marshal(object)
-	if err != nil {
-		return "", errors.New("its metadata cannot be encoded")
+	return r.Rate, int(r.Period / time.Second), r.Burst
+}
+
+// lifetimeColumn is NULL for a key without an end, and whole seconds otherwise.
+func lifetimeColumn(k *manage.Key) any {
+	if k.Lifetime <= 0 {
+		return nil
 	}
-	return authz.Metadata(compact), nil
+	return int64(max(k.Lifetime.Round(time.Second), time.Second) / time.Second)
 }

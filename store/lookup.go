@@ -19,8 +19,6 @@ const (
 	maxLookupWaiting = 65_536
 	// lookupSpacing is the least time between the starts of two statements: 200 a second.
 	lookupSpacing = 5 * time.Millisecond
-	// lookupBudget bounds how long a check waits for its look-up.
-	lookupBudget = 100 * time.Millisecond
 	// lookupAttempts bounds how often a look-up is repeated because a change overtook it.
 	lookupAttempts = 5
 )
@@ -38,6 +36,8 @@ var (
 type lookups struct {
 	db    *sqlx.DB
 	cache *keyCache
+	// budget bounds how long a check waits for its look-up.
+	budget time.Duration
 
 	// statements counts those sent.
 	statements atomic.Int64
@@ -59,34 +59,78 @@ type waiter struct {
 	err   error
 }
 
-func newLookups(db *sqlx.DB, cache *keyCache) *lookups {
+func newLookups(db *sqlx.DB, cache *keyCache, budget time.Duration) *lookups {
 	return &lookups{
-		db: db, cache: cache, waiting: make(map[authz.Digest]*waiter), stop: make(chan struct{}),
+		db: db, cache: cache, budget: budget, waiting: make(map[authz.Digest]*waiter), stop: make(chan struct{}),
 	}
 }
 
-// find reads one digest, together with whoever else asks.
-func (l *lookups) find(ctx context.Context, d authz.Digest) (*cachedKey, error) {
-	w, err := l.join(d)
-	if err != nil {
-		return nil, authz.Unavailable("look up a key", err)
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, lookupBudget, errLookupTimeout)
+// find reads the digests of one secret, together with whoever else asks. When it is
+// unknown, all of them were so at one revision: a secret that just moved from one
+// digest to another is not missed in between.
+func (l *lookups) find(ctx context.Context, digests []authz.Digest) ([]*cachedKey, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.budget, errLookupTimeout)
 	defer cancel()
-	select {
-	case <-w.ready:
-		return w.entry, w.err
-	case <-ctx.Done():
-		return nil, authz.Unavailable("look up a key", context.Cause(ctx))
+	entries := make([]*cachedKey, len(digests))
+	for range lookupAttempts {
+		waiters, err := l.join(digests)
+		if err != nil {
+			return nil, authz.Unavailable("look up a key", err)
+		}
+		for i, w := range waiters {
+			select {
+			case <-w.ready:
+			case <-ctx.Done():
+				return nil, authz.Unavailable("look up a key", context.Cause(ctx))
+			}
+			if w.err != nil {
+				return nil, w.err
+			}
+			entries[i] = w.entry
+		}
+		if conclusive(entries) {
+			return entries, nil
+		}
 	}
+	return nil, authz.Unavailable("look up a key", errOvertaken)
 }
 
-func (l *lookups) join(d authz.Digest) (*waiter, error) {
+// conclusive tells whether the entries found something, or nothing at one revision.
+func conclusive(entries []*cachedKey) bool {
+	same := true
+	for _, e := range entries {
+		if e.key != nil || e.bad != nil {
+			return true
+		}
+		same = same && e.asOf == entries[0].asOf
+	}
+	return same
+}
+
+// join lets one who asks wait for these digests, which go into one statement where
+// none of them is in flight already.
+func (l *lookups) join(digests []authz.Digest) ([]*waiter, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, errStoreClosed
 	}
+	waiters := make([]*waiter, len(digests))
+	for i, d := range digests {
+		var err error
+		if waiters[i], err = l.joinOne(d); err != nil {
+			return nil, err
+		}
+	}
+	if !l.running && len(l.order) > 0 {
+		l.running = true
+		l.done.Add(1)
+		go l.run()
+	}
+	return waiters, nil
+}
+
+func (l *lookups) joinOne(d authz.Digest) (*waiter, error) {
 	if w := l.waiting[d]; w != nil {
 		return w, nil
 	}
@@ -99,11 +143,6 @@ func (l *lookups) join(d authz.Digest) (*waiter, error) {
 	w := &waiter{ready: make(chan struct{})}
 	l.waiting[d] = w
 	l.order = append(l.order, d)
-	if !l.running {
-		l.running = true
-		l.done.Add(1)
-		go l.run()
-	}
 	return w, nil
 }
 
@@ -174,7 +213,7 @@ func (l *lookups) serve(batch []authz.Digest) {
 }
 
 func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), lookupBudget)
+	ctx, cancel := context.WithTimeout(context.Background(), l.budget)
 	defer cancel()
 	l.statements.Add(1)
 	return lookup(ctx, l.db, batch)

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/jmoiron/sqlx"
 )
@@ -61,51 +60,4 @@ func (e *DeploymentError) Error() string {
 			"or set KEYSTILE_DEPLOYMENT=dev to join the demonstration"
 	}
 	return fmt.Sprintf("KEYSTILE_DEPLOYMENT is %q, but the database is marked %q", e.Configured, e.Database)
-}
-
-// PepperError says which peppers rows need that are missing or hold other bytes.
-type PepperError struct{ Missing, Different []string }
-
-// Error implements error.
-func (e *PepperError) Error() string {
-	var parts []string
-	if len(e.Missing) > 0 {
-		parts = append(parts, "missing: "+strings.Join(e.Missing, ", "))
-	}
-	if len(e.Different) > 0 {
-		parts = append(parts, "with other bytes than the stored secrets were made with: "+strings.Join(e.Different, ", "))
-	}
-	return "KEYSTILE_PEPPERS does not fit the database; " + strings.Join(parts, "; ") +
-		". Keys under them would all be unknown: give every pepper that is in use"
-}
-
-// checkPeppers refuses peppers under which stored secrets could not be found.
-func (s *Store) checkPeppers(ctx context.Context) error {
-	var rows []struct {
-		ID          string `db:"id"`
-		Fingerprint string `db:"fingerprint"`
-	}
-	err := s.manage.SelectContext(ctx, &rows, `
-		SELECT p.id, p.fingerprint FROM peppers p
-		WHERE EXISTS (SELECT FROM key_secrets WHERE pepper_id = p.id AND revoked_at IS NULL)
-		   OR EXISTS (SELECT FROM caller_tokens WHERE pepper_id = p.id AND revoked_at IS NULL)
-		   OR EXISTS (SELECT FROM admin_tokens WHERE pepper_id = p.id AND revoked_at IS NULL)
-		ORDER BY p.id`)
-	if err != nil {
-		return translate("read the peppers in use", err)
-	}
-	var wrong PepperError
-	for _, r := range rows {
-		fingerprint, ok := s.peppers.Fingerprint(r.ID)
-		switch {
-		case !ok:
-			wrong.Missing = append(wrong.Missing, r.ID)
-		case fingerprint != r.Fingerprint:
-			wrong.Different = append(wrong.Different, r.ID)
-		}
-	}
-	if len(wrong.Missing)+len(wrong.Different) > 0 {
-		return &wrong
-	}
-	return nil
 }

@@ -19,6 +19,9 @@ import (
 // DefaultStaleMax is how long known keys are served while Postgres is unreachable.
 const DefaultStaleMax = 5 * time.Minute
 
+// DefaultLookupBudget is how long a check waits for a key that is not in memory.
+const DefaultLookupBudget = 100 * time.Millisecond
+
 // Options are what Open needs.
 type Options struct {
 	URL     DatabaseURL
@@ -26,6 +29,9 @@ type Options struct {
 	// StaleMax bounds how long known keys are served while Postgres is unreachable;
 	// 0 means DefaultStaleMax.
 	StaleMax time.Duration
+	// LookupBudget bounds how long a check waits for a key that is not in memory, and
+	// each read of a look-up; 0 means DefaultLookupBudget.
+	LookupBudget time.Duration
 	// Deployment must equal what the database is marked as; "" is an ordinary one.
 	Deployment string
 	// Logger gets what an operator should know; nil discards it. No secret is logged.
@@ -48,6 +54,9 @@ type Store struct {
 	keys    *keyCache
 	lookups *lookups
 	callers atomic.Pointer[callerTable]
+	formats atomic.Pointer[[]authz.ForeignFormat]
+	rehash  *rehashQueue
+	replica replica
 
 	// applied is the revision up to which every change is applied.
 	applied atomic.Int64
@@ -55,6 +64,10 @@ type Store struct {
 	contact atomic.Int64
 	lost    atomic.Bool
 	syncing sync.Mutex
+	// wake makes the follower synchronize at once.
+	wake chan struct{}
+	// writing holds a place for each change that has a connection.
+	writing chan struct{}
 
 	stop     context.CancelFunc
 	followed sync.WaitGroup
@@ -73,6 +86,7 @@ var (
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(),
+		rehash: newRehashQueue(), replica: newReplica(), wake: make(chan struct{}, 1), writing: make(chan struct{}, maxWriting),
 	}
 	if len(o.Peppers.IDs()) == 0 {
 		return nil, authz.ErrNoPepper
@@ -84,7 +98,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.contact.Store(-1)
-	if err := s.open(ctx, o.Deployment); err != nil {
+	if o.LookupBudget == 0 {
+		o.LookupBudget = DefaultLookupBudget
+	}
+	if err := s.open(ctx, o.Deployment, o.LookupBudget); err != nil {
+		if s.replica.beaten != never {
+			s.unregister() // what never served must not be waited for
+		}
 		if s.keys != nil {
 			s.keys.close()
 		}
@@ -93,11 +113,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	followCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.followed.Go(func() { s.follow(followCtx) })
+	s.followed.Go(func() { s.rehashSecrets(followCtx) })
 	return s, nil
 }
 
-func (s *Store) open(ctx context.Context, deploymentWanted string) (err error) {
-	if s.check, err = s.url.pool(checkPoolSize, checkReadDeadline, true); err != nil {
+func (s *Store) open(ctx context.Context, deploymentWanted string, budget time.Duration) (err error) {
+	if s.check, err = s.url.pool(checkPoolSize, budget, true); err != nil {
 		return err
 	}
 	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true); err != nil {
@@ -109,7 +130,7 @@ func (s *Store) open(ctx context.Context, deploymentWanted string) (err error) {
 	if s.keys, err = newKeyCache(); err != nil {
 		return err
 	}
-	s.lookups = newLookups(s.check, s.keys)
+	s.lookups = newLookups(s.check, s.keys, budget)
 	if err := s.manage.PingContext(ctx); err != nil {
 		return translate("connect to Postgres", err)
 	}
@@ -135,6 +156,7 @@ func (s *Store) Close() error {
 	s.closing.Do(func() {
 		s.stop()
 		s.followed.Wait()
+		s.unregister()
 		s.lookups.close()
 		s.keys.close()
 		err = s.closePools()
@@ -164,32 +186,41 @@ func (s *Store) FindKey(ctx context.Context, hash authz.SecretHash) (authz.Found
 	if lost != nil {
 		return authz.FoundKey{}, authz.Unavailable("look up a key", lost)
 	}
-	missed := digests[:0]
-	for _, d := range digests {
+	applied := s.applied.Load() // before memory is read, which is at least as new
+	unknown := !degraded        // "unknown" is not believed of a store that does not answer
+	for i, d := range digests {
 		e := s.keys.get(d)
-		switch {
-		case e == nil:
-			missed = append(missed, d)
-		case e.key != nil:
-			return authz.FoundKey{Key: e.key, Secret: e.secret, Degraded: degraded, Stale: stale}, nil
-		case degraded:
-			// "Unknown" is not believed of a store that does not answer.
-			missed = append(missed, d)
+		if e != nil && e.key != nil {
+			return s.found(digests, i, e, degraded, stale), nil
 		}
+		// A secret may have moved from one digest to another between two revisions.
+		unknown = unknown && e != nil && (e.asOf <= applied || len(digests) == 1)
 	}
-	for _, d := range missed {
-		e, err := s.lookups.find(ctx, d)
-		if err != nil {
-			return authz.FoundKey{}, err
-		}
+	if unknown {
+		return authz.FoundKey{}, nil
+	}
+	entries, err := s.lookups.find(ctx, digests)
+	if err != nil {
+		return authz.FoundKey{}, err
+	}
+	for i, e := range entries {
 		if e.bad != nil {
 			return authz.FoundKey{}, authz.Unavailable("look up a key", e.bad)
 		}
 		if e.key != nil {
-			return authz.FoundKey{Key: e.key, Secret: e.secret, Degraded: degraded, Stale: stale}, nil
+			return s.found(digests, i, e, degraded, stale), nil
 		}
 	}
 	return authz.FoundKey{}, nil
+}
+
+// found answers with what digest i led to, and sees to it that the next time it is
+// the first pepper's.
+func (s *Store) found(digests []authz.Digest, i int, e *cachedKey, degraded, stale bool) authz.FoundKey {
+	if i > 0 {
+		s.rehash.add(digests[i], move{keySecretMoves, digests[0]})
+	}
+	return authz.FoundKey{Key: e.key, Secret: e.secret, Degraded: degraded, Stale: stale}
 }
 
 // FindCaller implements authz.CallerReader, from memory alone.
@@ -202,8 +233,12 @@ func (s *Store) FindCaller(_ context.Context, hash authz.SecretHash) (*authz.Cal
 		return nil, authz.Unavailable("look up a caller", errNoContact)
 	}
 	var buffer [2]authz.Digest
-	for _, d := range s.peppers.AppendDigests(buffer[:0], hash) {
+	digests := s.peppers.AppendDigests(buffer[:0], hash)
+	for i, d := range digests {
 		if caller := (*table)[d]; caller != nil {
+			if i > 0 {
+				s.rehash.add(d, move{callerTokenMoves, digests[0]})
+			}
 			return caller, nil
 		}
 	}

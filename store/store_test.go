@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
 	"github.com/supportstation/keystile/store/storetest"
 )
@@ -353,7 +354,7 @@ func TestStore_MissesAreCoalesced(t *testing.T) {
 func TestStore_CloseLeavesNothingRunning(t *testing.T) {
 	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
 	before := goleak.IgnoreCurrent()
-	s, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: peppers})
+	s, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: peppers, LookupBudget: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,6 +363,37 @@ func TestStore_CloseLeavesNothingRunning(t *testing.T) {
 		t.Error(err)
 	}
 	goleak.VerifyNone(t, before)
+}
+
+// Notifications that nobody takes any more do not hold a store open.
+func TestStore_CloseEndsAmongManyNotifications(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	for range 3 {
+		s, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: peppers})
+		if err != nil {
+			t.Fatal(err)
+		}
+		flooding, stop := context.WithCancel(t.Context())
+		var flood sync.WaitGroup
+		flood.Go(func() {
+			for flooding.Err() == nil {
+				storetest.Exec(t, at, `SELECT pg_notify('keystile_changes', n::text) FROM generate_series(1, 20000) n`)
+			}
+		})
+		<-time.After(600 * time.Millisecond) // a ping is answered behind all of them
+		closed := make(chan error, 1)
+		go func() { closed <- s.Close() }()
+		select {
+		case err := <-closed:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("still open")
+		}
+		stop()
+		flood.Wait()
+	}
 }
 
 func TestStore_ADatabaseThatDoesNotFitIsRefused(t *testing.T) {
@@ -410,6 +442,28 @@ func TestMigrate_ManyAtOnceMigrateOnce(t *testing.T) {
 	}
 	group.Wait()
 	if from, to, err := store.Migrate(t.Context(), at); err != nil || from != to {
+		t.Errorf("from %d to %d, %v", from, to, err)
+	}
+}
+
+// Every migration can be taken back and done again, with data that only it permits.
+func TestMigrate_ThereIsAWayBack(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	w := newWhole(t, s, "acme")
+	manageWrite(t, s, func(ctx context.Context, c manage.Writer) error {
+		w.caller.RevokedAt = c.Now()
+		again := manage.Caller{ID: authz.NewCallerID(c.Now()), Name: w.caller.Name, Tokens: []manage.Token{{ID: authz.NewSecretID(c.Now())}}}
+		e := event(c, w.organization.ID, 1)
+		e.Before, e.Address = []byte(`{"b":1,"a":2}`), netip.MustParseAddr("fe80::1%eth0")
+		return errors.Join(c.UpdateCaller(ctx, all(), &w.caller), c.InsertCaller(ctx, all(), &again, authz.CallerTokens().Generate()),
+			c.AppendAudit(ctx, []manage.AuditEvent{e}))
+	})
+	s.StopFollowing()
+	if err := store.MigrateDown(t.Context(), storetest.Parse(t, at)); err != nil {
+		t.Fatal(err)
+	}
+	if from, to, err := store.Migrate(t.Context(), storetest.Parse(t, at)); err != nil || from != 1 || to < 2 {
 		t.Errorf("from %d to %d, %v", from, to, err)
 	}
 }

@@ -34,9 +34,16 @@ FROM revision r LEFT JOIN (
 	SELECT 'digest' AS kind, s.digest, NULL::uuid AS organization_id
 	FROM api_keys k JOIN key_secrets s ON s.key_id = k.id WHERE k.revision > $1
 	UNION ALL
+	SELECT 'digest', digest, NULL FROM retired_digests WHERE revision > $1
+	UNION ALL
+	SELECT 'everything', NULL, NULL FROM settings
+	WHERE CASE WHEN name = 'retired_pruned' THEN value::bigint > $1 ELSE false END
+	UNION ALL
 	SELECT 'organization', NULL, id FROM organizations WHERE revision > $1
 	UNION ALL
 	SELECT 'callers', NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
+	UNION ALL
+	SELECT 'formats', NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
 	LIMIT $2
 ) x ON true`
 
@@ -58,7 +65,16 @@ func (s *Store) follow(ctx context.Context) {
 	listener := pq.NewDialListener(deadlineDialer{listenReadDeadline}, s.url.dsn(false), reconnectMin, reconnectMax, nil)
 	pinging := make(chan struct{}, 1)
 	defer func() {
+		// Close waits for a ping that is under way, and that for its answer behind
+		// notifications: someone must take them. The channel ends with the listener.
+		taken := make(chan struct{})
+		go func() {
+			defer close(taken)
+			for range listener.NotificationChannel() {
+			}
+		}()
 		_ = listener.Close()
+		<-taken
 		pinging <- struct{}{} // waits for the last ping
 	}()
 	// Listen waits for the first connection, which may be long in coming. Its error
@@ -89,8 +105,17 @@ func (s *Store) follow(ctx context.Context) {
 			}
 			continue
 		case <-poll.C:
+		case <-s.wake:
 		case <-listener.NotificationChannel():
 			// Also nil, which means reconnected: what was missed is read by revision.
+			// One reading is enough for all that have come meanwhile.
+			for more := true; more; {
+				select {
+				case _, more = <-listener.NotificationChannel():
+				default:
+					more = false
+				}
+			}
 		}
 		if err := s.Synchronize(ctx); err != nil && ctx.Err() == nil {
 			s.warnLost(err)
@@ -104,6 +129,9 @@ func (s *Store) follow(ctx context.Context) {
 func (s *Store) Synchronize(ctx context.Context) error {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
+	if s.mustBeat() {
+		s.beat(ctx)
+	}
 	applied := s.applied.Load()
 	since := applied
 	if since == 0 {
@@ -133,6 +161,9 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	if s.lost.Swap(false) {
 		s.log.Warn("Postgres answers again")
 	}
+	if n > applied || s.clock.elapsed()-s.replica.beaten > pollInterval/2 {
+		s.beat(ctx)
+	}
 	return nil
 }
 
@@ -144,7 +175,7 @@ func (s *Store) readChanges(ctx context.Context, rows *[]changeRow, since int64)
 
 func (s *Store) apply(ctx context.Context, applied int64, rows []changeRow) error {
 	ch := changes{to: rows[0].N}
-	callers := applied == 0
+	callers, formats, everything := applied == 0, applied == 0, len(rows) >= maxChanges
 	for i := range rows {
 		switch r := &rows[i]; {
 		case r.Kind == nil:
@@ -154,17 +185,28 @@ func (s *Store) apply(ctx context.Context, applied int64, rows []changeRow) erro
 			ch.organizations = append(ch.organizations, r.OrganizationID)
 		case *r.Kind == "callers":
 			callers = true
+		case *r.Kind == "formats":
+			formats = true
+		case *r.Kind == "everything":
+			everything = true
 		}
 	}
-	if len(rows) < maxChanges {
-		s.keys.apply(ch)
-	} else {
+	if everything {
 		s.keys.forget(ch.to)
-		callers = true
+		callers, formats = true, true
+	} else {
+		s.keys.apply(ch)
+	}
+	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+	defer cancel()
+	if formats {
+		list, err := readFormats(ctx, s.changes)
+		if err != nil {
+			return err
+		}
+		s.formats.Store(list)
 	}
 	if callers {
-		ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
-		defer cancel()
 		table, err := readCallers(ctx, s.changes)
 		if err != nil {
 			return err

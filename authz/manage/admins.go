@@ -259,8 +259,8 @@ func (s *Service) changeAdmin(
 		return nil, err
 	}
 	out.SecretAlreadyShown = done.replayed
-	if r.DryRun {
-		out.Secret = authz.Secret{}
+	if r.DryRun && out.Secret != (authz.Secret{}) {
+		out.Secret, out.Admin.Tokens = authz.Secret{}, out.Admin.Tokens[1:]
 	}
 	return out, nil
 }

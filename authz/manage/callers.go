@@ -253,8 +253,8 @@ func (s *Service) changeCaller(
 	}
 	out.Effective = done.effective
 	out.SecretAlreadyShown = done.replayed
-	if r.DryRun {
-		out.Secret = authz.Secret{}
+	if r.DryRun && out.Secret != (authz.Secret{}) {
+		out.Secret, out.Caller.Tokens = authz.Secret{}, out.Caller.Tokens[1:]
 	}
 	return out, nil
 }

@@ -337,8 +337,9 @@ func (s *Service) changeKey(
 	}
 	out.Effective = done.effective
 	out.SecretAlreadyShown = done.replayed
-	if r.DryRun {
-		out.Secret = authz.Secret{} // nothing was kept, so it would open nothing
+	if r.DryRun && out.Secret != (authz.Secret{}) {
+		// Nothing was kept: neither the secret nor its id will ever exist.
+		out.Secret, out.Key.Secrets = authz.Secret{}, out.Key.Secrets[1:]
 	}
 	return out, nil
 }

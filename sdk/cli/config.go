@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	keystile "github.com/supportstation/keystile/sdk"
+	"github.com/supportstation/keystile/sdk/admin"
 )
 
 // maxSecretFile bounds what is read for one secret, in bytes.
@@ -18,6 +20,15 @@ type Config struct {
 	// LookupEnv finds KEYSTILE_URL, KEYSTILE_TOKEN and their like. Default:
 	// [os.LookupEnv].
 	LookupEnv func(name string) (string, bool)
+	// Now is the time that tables tell dates from. Default: [time.Now].
+	Now func() time.Time
+}
+
+func (c Config) now() time.Time {
+	if c.Now == nil {
+		return time.Now()
+	}
+	return c.Now()
 }
 
 // value returns name's value, or the content of the file that name_FILE says;
@@ -65,14 +76,9 @@ func readSecret(r io.Reader) (string, error) {
 
 // client connects to url, or to KEYSTILE_URL, as the caller of KEYSTILE_TOKEN.
 func (c Config) client(url string) (*keystile.Client, error) {
-	if url == "" {
-		var err error
-		if url, err = c.value("KEYSTILE_URL"); err != nil {
-			return nil, err
-		}
-	}
-	if url == "" {
-		return nil, usage(errors.New("no service is named; set KEYSTILE_URL or --url, such as http://127.0.0.1:8080"))
+	url, plaintext, err := c.service(url)
+	if err != nil {
+		return nil, err
 	}
 	token, err := c.value("KEYSTILE_TOKEN")
 	if err != nil {
@@ -81,12 +87,8 @@ func (c Config) client(url string) (*keystile.Client, error) {
 	if token == "" {
 		return nil, usage(errors.New("no caller token; set KEYSTILE_TOKEN (ksc_…), or KEYSTILE_TOKEN_FILE"))
 	}
-	plaintext, err := c.value("KEYSTILE_INSECURE_PLAINTEXT")
-	if err != nil {
-		return nil, err
-	}
 	var opts []keystile.Option
-	if plaintext == "true" {
+	if plaintext {
 		opts = append(opts, keystile.WithInsecurePlaintext())
 	}
 	client, err := keystile.New(url, token, opts...)
@@ -94,6 +96,48 @@ func (c Config) client(url string) (*keystile.Client, error) {
 		return nil, usage(err)
 	}
 	return client, nil
+}
+
+// adminClient connects to url, or to KEYSTILE_URL, as the admin of
+// KEYSTILE_ADMIN_TOKEN.
+func (c Config) adminClient(url string) (*admin.Client, error) {
+	url, plaintext, err := c.service(url)
+	if err != nil {
+		return nil, err
+	}
+	token, err := c.value("KEYSTILE_ADMIN_TOKEN")
+	if err != nil {
+		return nil, err
+	}
+	if token == "" {
+		return nil, usage(errors.New("no admin token; set KEYSTILE_ADMIN_TOKEN (ksa_…), or KEYSTILE_ADMIN_TOKEN_FILE"))
+	}
+	var opts []admin.Option
+	if plaintext {
+		opts = append(opts, admin.WithInsecurePlaintext())
+	}
+	client, err := admin.New(url, token, opts...)
+	if err != nil {
+		return nil, usage(err)
+	}
+	return client, nil
+}
+
+// service is the flag's URL, or KEYSTILE_URL's, and whether plain http may leave
+// the machine.
+func (c Config) service(flag string) (string, bool, error) {
+	url := flag
+	if url == "" {
+		var err error
+		if url, err = c.value("KEYSTILE_URL"); err != nil {
+			return "", false, err
+		}
+	}
+	if url == "" {
+		return "", false, usage(errors.New("no service is named; set KEYSTILE_URL or --url, such as http://127.0.0.1:8080"))
+	}
+	plaintext, err := c.value("KEYSTILE_INSECURE_PLAINTEXT")
+	return url, plaintext == "true", err
 }
 
 // presentedKey reads the key from file ("-": stdin), or from KEYSTILE_KEY. An

@@ -4,12 +4,15 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/spf13/cobra"
 
 	keystile "github.com/supportstation/keystile/sdk"
+	"github.com/supportstation/keystile/sdk/admin"
 )
 
 // Exit codes of all commands.
@@ -17,7 +20,8 @@ const (
 	ExitOK          = 0 // done, or allowed
 	ExitUnexpected  = 1
 	ExitUsage       = 2
-	ExitInvalid     = 3 // the configuration is refused, such as a caller token
+	ExitInvalid     = 3 // the configuration is refused, such as a token
+	ExitFindings    = 4 // a verification found something, an import rejected rows
 	ExitDenied      = 5
 	ExitRateLimited = 6
 	ExitUnavailable = 7 // the service, or what it depends on, is not available
@@ -85,3 +89,66 @@ func exitOfError(err error) error {
 	}
 	return &ExitError{Code: code, Err: err}
 }
+
+// exitOfManagement tells how a management call that failed ends the process. To
+// what the service says it adds what to do.
+func exitOfManagement(err error, at place) error {
+	var exit *ExitError
+	if err == nil || errors.As(err, &exit) {
+		return err
+	}
+	code, advice := adviseOn(err, at)
+	text := err.Error()
+	if advice != "" {
+		text += "; " + advice
+	}
+	return &ExitError{Code: code, Err: &toldError{text: printable(text), cause: err}}
+}
+
+func adviseOn(err error, at place) (int, string) {
+	var silence *admin.TransportError
+	var refusal *admin.Error
+	switch {
+	case errors.As(err, &silence):
+		return adviseOnSilence(silence, at)
+	case !errors.As(err, &refusal):
+		return ExitUnexpected, ""
+	}
+	switch refusal.Status {
+	case 400, 413, 415, 422:
+		return ExitUsage, ""
+	case 401:
+		return ExitInvalid, "set KEYSTILE_ADMIN_TOKEN to the token of an admin that has neither expired nor been removed"
+	case 403:
+		return ExitDenied, ""
+	case 404:
+		return ExitUnexpected, "compare the id with `keystile " + at.named + " list`: nothing has it, or nothing that this admin may see"
+	case 409:
+		return ExitUnexpected, "see with `keystile " + at.group + " list` what stands in the way, change that, and repeat"
+	case 412:
+		return ExitUnexpected, "somebody has changed it meanwhile: read it again with `keystile " + at.group + " get`, and repeat with its version"
+	case 429, 502, 503, 504:
+		return ExitUnavailable, "try again in a moment"
+	}
+	return ExitUnexpected, ""
+}
+
+func adviseOnSilence(silence *admin.TransportError, at place) (int, string) {
+	var dial *net.OpError
+	switch {
+	case errors.Is(silence, context.Canceled):
+		return ExitUnexpected, "what was asked for may have been done: see with `keystile " + at.group + " list`"
+	case errors.As(silence, &dial) && dial.Op == "dial":
+		return ExitUnavailable, "see that the service runs, and that --url or KEYSTILE_URL names it"
+	}
+	return ExitUnavailable, "what was asked for may have been done: see with `keystile " + at.group + " list` before you repeat it"
+}
+
+// toldError is an error in words for a person.
+type toldError struct {
+	text  string
+	cause error
+}
+
+func (e *toldError) Error() string { return e.text }
+func (e *toldError) Unwrap() error { return e.cause }

@@ -139,10 +139,13 @@ func Parse(t TB, at string) store.DatabaseURL {
 	return parsed
 }
 
+// lookupBudget is generous: a busy machine must not fail a test that is not about time.
+const lookupBudget = 10 * time.Second
+
 // Open opens a store on a migrated schema; it is closed after the test.
 func Open(t TB, at string, peppers authz.Peppers) *store.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Options{URL: Parse(t, at), Peppers: peppers})
+	s, err := store.Open(t.Context(), store.Options{URL: Parse(t, at), Peppers: peppers, LookupBudget: lookupBudget})
 	if err != nil {
 		t.Fatalf("open a store: %v", err)
 	}
@@ -182,4 +185,18 @@ func Exec(t TB, at, statement string, args ...any) {
 	if _, err := db.ExecContext(t.Context(), statement, args...); err != nil {
 		t.Fatalf("execute: %v", err)
 	}
+}
+
+// Count runs a query that yields one number.
+func Count(t TB, at, query string, args ...any) (n int) {
+	t.Helper()
+	db, err := sqlx.ConnectContext(t.Context(), "postgres", at)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := db.GetContext(t.Context(), &n, query, args...); err != nil {
+		t.Fatalf("count: %v", err)
+	}
+	return n
 }

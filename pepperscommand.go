@@ -1,0 +1,122 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/supportstation/keystile/store"
+)
+
+func newPeppersCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "peppers", Short: "Look at the peppers, on the database", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newPeppersStatusCommand())
+	return cmd
+}
+
+// shownPepper is one pepper as `peppers status` prints it.
+type shownPepper struct {
+	ID         string `json:"id"          yaml:"id"`
+	Configured bool   `json:"configured"  yaml:"configured"`
+	KeySecrets int    `json:"key_secrets" yaml:"key_secrets"`
+	Callers    int    `json:"callers"     yaml:"callers"`
+	Admins     int    `json:"admins"      yaml:"admins"`
+	// State is new_secrets, in_use, removable, unused, missing or different.
+	State string `json:"state" yaml:"state"`
+}
+
+func newPeppersStatusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell which peppers stored secrets are under, and which can be removed",
+		Long: `Tell which peppers the secrets in the database of KEYSTILE_DATABASE_URL are under.
+
+To change the pepper: give the new one as the second to every replica, then as the
+first. Each secret that is used moves to the first one by itself. What is never used
+stays; rotate or revoke it, or keep the old pepper. A pepper can be taken out of
+KEYSTILE_PEPPERS when its state is removable. Exit status 3 when one is missing or
+has other bytes: serve would refuse to start.`,
+		Args: cobra.NoArgs,
+	}
+	output := cmd.Flags().StringP("output", "o", "table", "table, json or yaml")
+	load := addConfigFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := load(cmd, needsPeppers)
+		if err != nil {
+			return err
+		}
+		uses, err := store.PepperStatus(cmd.Context(), cfg.DatabaseURL, cfg.Peppers)
+		if err != nil {
+			return dependencyError(err)
+		}
+		shown := make([]shownPepper, 0, len(uses))
+		var wrong store.PepperError
+		for _, u := range uses {
+			row := shownPepper{u.ID, u.Configured, u.KeySecrets, u.CallerTokens, u.AdminTokens, pepperState(u)}
+			shown = append(shown, row)
+			switch row.State {
+			case "missing":
+				wrong.Missing = append(wrong.Missing, u.ID)
+			case "different":
+				wrong.Different = append(wrong.Different, u.ID)
+			}
+		}
+		if err := printPeppers(cmd.OutOrStdout(), *output, shown); err != nil {
+			return err
+		}
+		if len(wrong.Missing)+len(wrong.Different) > 0 {
+			return configError(&wrong)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func pepperState(u store.PepperUse) string {
+	inUse := u.KeySecrets+u.CallerTokens+u.AdminTokens > 0
+	switch {
+	case u.Configured && !u.Matches:
+		return "different"
+	case u.First:
+		return "new_secrets"
+	case inUse && !u.Configured:
+		return "missing"
+	case inUse:
+		return "in_use"
+	case u.Configured:
+		return "removable"
+	}
+	return "unused"
+}
+
+func printPeppers(w io.Writer, output string, shown []shownPepper) error {
+	var err error
+	switch output {
+	case "json":
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(shown)
+	case "yaml":
+		err = yaml.NewEncoder(w).Encode(shown)
+	case "table":
+		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintln(table, "PEPPER\tCONFIGURED\tKEY SECRETS\tCALLERS\tADMINS\tSTATE")
+		for _, p := range shown {
+			_, _ = fmt.Fprintf(table, "%s\t%t\t%d\t%d\t%d\t%s\n", p.ID, p.Configured, p.KeySecrets, p.Callers, p.Admins, p.State)
+		}
+		err = table.Flush()
+	default:
+		return usageError(fmt.Errorf("--output is %q; accepted: table, json, yaml", output))
+	}
+	if err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}

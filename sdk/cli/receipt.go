@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/supportstation/keystile/sdk/admin"
+)
+
+// receipt tells how far a change that takes rights away has got, such as "denied
+// on 3 of 3 replicas after 41 ms"; nothing when there is none.
+func (p *page) receipt(e *admin.Effective, verb string, now time.Time) {
+	if e == nil {
+		return
+	}
+	line := fmt.Sprintf("%s on %d of %s after %d ms", verb, e.Acknowledged, plural(int64(e.Replicas), "replica"), e.WithinMs)
+	if e.Replicas == 0 {
+		line = "no replica is live"
+	}
+	p.row("effective", line)
+	for _, silent := range e.Silent {
+		p.row("silent", fmt.Sprintf("%s may still serve what it knew until %s", silent.Replica, moment(silent.ServesUntil, now)))
+	}
+}
+
+// warnOfSilence says on standard error what a script might not read.
+func (s *session) warnOfSilence(e *admin.Effective) {
+	if e != nil && len(e.Silent) > 0 {
+		s.say("%s did not answer; `keystile replicas` shows what they have applied", plural(int64(len(e.Silent)), "replica"))
+	}
+}

@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+)
+
+// day is a date in a column, with how far it is; "never" for none.
+func day(t *time.Time, now time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return t.UTC().Format(time.DateOnly) + " (" + relative(t.Sub(now)) + ")"
+}
+
+// moment is a time to the second, with how far it is.
+func moment(t, now time.Time) string {
+	return stamp(t) + " (" + relative(t.Sub(now)) + ")"
+}
+
+// stamp is a time to the second, in UTC.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
+
+// relative tells a distance in the largest unit that is not too coarse.
+func relative(d time.Duration) string {
+	size := d.Abs()
+	const days = 24 * time.Hour
+	var count string
+	switch {
+	case size < time.Second:
+		return "now"
+	case size < time.Minute:
+		count = counted(size, time.Second, "second")
+	case size < time.Hour:
+		count = counted(size, time.Minute, "minute")
+	case size < 2*days:
+		count = counted(size, time.Hour, "hour")
+	case size < 730*days:
+		count = counted(size, days, "day")
+	default:
+		count = counted(size, 365*days, "year")
+	}
+	if d < 0 {
+		return count + " ago"
+	}
+	return "in " + count
+}
+
+func counted(d, unit time.Duration, name string) string {
+	n := int64(d.Round(unit) / unit)
+	return plural(n, name)
+}
+
+// plural counts things.
+func plural(n int64, name string) string {
+	if n == 1 {
+		return "1 " + name
+	}
+	return fmt.Sprintf("%d %ss", n, name)
+}

@@ -1,0 +1,63 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// StopFollowing makes a replica fall silent: it hears of no change until Synchronize.
+func (s *Store) StopFollowing() {
+	s.stop()
+	s.followed.Wait()
+}
+
+// PruneRetired clears away old retired digests now.
+func (s *Store) PruneRetired(ctx context.Context) { s.pruneRetired(ctx) }
+
+// ReplicaID is the id under which it counts.
+func (s *Store) ReplicaID() string { return s.replica.id }
+
+// ForgetDigest drops what is in memory of one digest.
+func (s *Store) ForgetDigest(d authz.Digest) {
+	s.keys.known.Invalidate(d)
+	s.keys.unknown.Invalidate(d)
+}
+
+// LookUpDigest reads one digest alone.
+func (s *Store) LookUpDigest(ctx context.Context, d authz.Digest) error {
+	_, err := s.lookups.find(ctx, []authz.Digest{d})
+	return err
+}
+
+// AgeHeartbeat makes the last heartbeat older.
+func (s *Store) AgeHeartbeat(by time.Duration) {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	s.replica.beaten -= by
+}
+
+// Conclusive tells whether digests that are unknown as of these revisions are unknown.
+func Conclusive(asOf ...int64) bool {
+	entries := make([]*cachedKey, len(asOf))
+	for i, n := range asOf {
+		entries[i] = &cachedKey{asOf: n}
+	}
+	return conclusive(entries)
+}
+
+// MigrateDown takes every migration back but the first.
+func MigrateDown(ctx context.Context, at DatabaseURL) error {
+	db, err := at.pool(1, manageReadDeadline, false)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	provider, err := migrationProvider(db)
+	if err != nil {
+		return err
+	}
+	_, err = provider.DownTo(ctx, 1)
+	return err
+}

@@ -1,0 +1,200 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// lookupSQL reads keys by digest, each with its organization, under the revision of the same snapshot.
+const lookupSQL = `
+SELECT r.n, x.*
+FROM revision r LEFT JOIN (
+	SELECT s.digest, s.id AS secret_id, s.hint, s.pepper_id, s.created_at AS secret_created_at,
+		s.expires_at AS secret_expires_at, s.revoked_at AS secret_revoked_at,
+		k.id AS key_id, k.external_id, k.name, k.environment, k.scopes, k.created_at, k.expires_at, k.revoked_at,
+		k.disabled_at IS NOT NULL AS disabled, k.restricted, k.allowed_cidrs::text[] AS allowed_cidrs,
+		k.rate_limit_rate, k.rate_limit_period_seconds, k.rate_limit_burst, k.metadata, k.revision,
+		o.id AS organization_id, o.external_id AS organization_external_id, o.name AS organization_name, o.plan,
+		o.metadata AS organization_metadata,
+		(o.suspended_at IS NOT NULL OR o.deleted_at IS NOT NULL) AS suspended
+	FROM key_secrets s
+	JOIN api_keys k ON k.id = s.key_id
+	JOIN organizations o ON o.id = k.organization_id
+	WHERE s.digest = ANY ($1)
+) x ON true`
+
+type keyRow struct {
+	N                      int64                `db:"n"`
+	Digest                 []byte               `db:"digest"`
+	SecretID               authz.SecretID       `db:"secret_id"`
+	Hint                   sql.NullString       `db:"hint"`
+	PepperID               sql.NullString       `db:"pepper_id"`
+	SecretCreatedAt        sql.NullTime         `db:"secret_created_at"`
+	SecretExpiresAt        sql.NullTime         `db:"secret_expires_at"`
+	SecretRevokedAt        sql.NullTime         `db:"secret_revoked_at"`
+	KeyID                  authz.KeyID          `db:"key_id"`
+	ExternalID             sql.NullString       `db:"external_id"`
+	Name                   sql.NullString       `db:"name"`
+	Environment            sql.NullString       `db:"environment"`
+	Scopes                 pq.StringArray       `db:"scopes"`
+	CreatedAt              sql.NullTime         `db:"created_at"`
+	ExpiresAt              sql.NullTime         `db:"expires_at"`
+	RevokedAt              sql.NullTime         `db:"revoked_at"`
+	Disabled               sql.NullBool         `db:"disabled"`
+	Restricted             sql.NullBool         `db:"restricted"`
+	AllowedCIDRs           pq.StringArray       `db:"allowed_cidrs"`
+	RateLimitRate          sql.NullInt64        `db:"rate_limit_rate"`
+	RateLimitPeriod        sql.NullInt64        `db:"rate_limit_period_seconds"`
+	RateLimitBurst         sql.NullInt64        `db:"rate_limit_burst"`
+	Metadata               []byte               `db:"metadata"`
+	Revision               sql.NullInt64        `db:"revision"`
+	OrganizationID         authz.OrganizationID `db:"organization_id"`
+	OrganizationExternalID sql.NullString       `db:"organization_external_id"`
+	OrganizationName       sql.NullString       `db:"organization_name"`
+	Plan                   sql.NullString       `db:"plan"`
+	OrganizationMetadata   []byte               `db:"organization_metadata"`
+	Suspended              sql.NullBool         `db:"suspended"`
+}
+
+// lookup reads the keys that have these digests. The result has an entry for every
+// digest; one without a key is an unknown digest.
+func lookup(ctx context.Context, db *sqlx.DB, digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+	arg := make(pq.ByteaArray, len(digests))
+	for i := range digests {
+		arg[i] = digests[i][:]
+	}
+	var rows []keyRow
+	if err := db.SelectContext(ctx, &rows, lookupSQL, arg); err != nil {
+		return nil, translate("look up a key", err)
+	}
+	if len(rows) == 0 {
+		return nil, errors.New("look up a key: the revision's row is missing")
+	}
+	found := make(map[authz.Digest]*cachedKey, len(digests))
+	for _, d := range digests {
+		found[d] = &cachedKey{asOf: rows[0].N}
+	}
+	// One record a key, though two of its secrets be asked for at once.
+	records := make(map[authz.KeyID]*authz.Key, len(rows))
+	for i := range rows {
+		r := &rows[i]
+		if r.Digest == nil {
+			continue // nothing was found: the join's one empty row
+		}
+		e := found[authz.Digest(r.Digest)]
+		if e == nil {
+			return nil, errors.New("look up a key: Postgres answered what was not asked")
+		}
+		e.organization = r.OrganizationID
+		key := records[r.KeyID]
+		if key == nil {
+			var err error
+			if key, err = r.key(); err != nil {
+				// A bad row denies its own key and nobody else's.
+				e.bad = fmt.Errorf("read key %s: %w", r.KeyID, err)
+				continue
+			}
+			records[r.KeyID] = key
+		}
+		e.key, e.secret = key, r.secret()
+	}
+	return found, nil
+}
+
+func (r *keyRow) secret() *authz.KeySecret {
+	return &authz.KeySecret{
+		ID: r.SecretID, Hint: r.Hint.String, PepperID: r.PepperID.String, CreatedAt: r.SecretCreatedAt.Time,
+		ExpiresAt: r.SecretExpiresAt.Time, RevokedAt: r.SecretRevokedAt.Time,
+	}
+}
+
+func (r *keyRow) key() (*authz.Key, error) {
+	k := &authz.Key{
+		ID: r.KeyID, ExternalID: r.ExternalID.String, Name: r.Name.String,
+		Environment: authz.Environment(r.Environment.String), CreatedAt: r.CreatedAt.Time,
+		ExpiresAt: r.ExpiresAt.Time, RevokedAt: r.RevokedAt.Time, Disabled: r.Disabled.Bool,
+		Restricted: r.Restricted.Bool, Revision: r.Revision.Int64,
+		Organization: &authz.Organization{
+			ID: r.OrganizationID, ExternalID: r.OrganizationExternalID.String, Name: r.OrganizationName.String,
+			Plan: r.Plan.String, Suspended: r.Suspended.Bool,
+		},
+	}
+	if !k.Environment.Valid() {
+		return nil, errors.New("its environment is neither live nor test")
+	}
+	for _, s := range r.Scopes {
+		scope := authz.Scope(s)
+		if !scope.Valid() {
+			return nil, errors.New("one of its scopes does not have the form resource:verb")
+		}
+		k.Scopes = append(k.Scopes, scope)
+	}
+	slices.Sort(k.Scopes)
+	k.Scopes = slices.Compact(k.Scopes)
+	var err error
+	if k.AllowedCIDRs, err = prefixes(r.AllowedCIDRs); err != nil {
+		return nil, err
+	}
+	if k.RateLimit = rate(r.RateLimitRate, r.RateLimitPeriod, r.RateLimitBurst); k.RateLimit != nil {
+		if err := k.RateLimit.Validate(); err != nil {
+			return nil, fmt.Errorf("its rate limit is invalid: %w", err)
+		}
+	}
+	if k.Metadata, err = metadata(r.Metadata); err != nil {
+		return nil, err
+	}
+	if k.Organization.Metadata, err = metadata(r.OrganizationMetadata); err != nil {
+		return nil, fmt.Errorf("its organization: %w", err)
+	}
+	return k, nil
+}
+
+// prefixes reads a cidr[].
+func prefixes(texts pq.StringArray) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range texts {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, errors.New("one of its allowed CIDRs cannot be read")
+		}
+		out = append(out, prefix)
+	}
+	return out, nil
+}
+
+// rate is nil for NULLs.
+func rate(rate, periodSeconds, burst sql.NullInt64) *authz.Rate {
+	if !rate.Valid {
+		return nil
+	}
+	return &authz.Rate{
+		Rate: int(rate.Int64), Burst: int(burst.Int64), Period: time.Duration(periodSeconds.Int64) * time.Second,
+	}
+}
+
+// metadata compacts a JSON object, so that answers can carry its text as it is.
+func metadata(raw []byte) (authz.Metadata, error) {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
+		return "", errors.New("its metadata is not a JSON object")
+	}
+	if len(object) == 0 {
+		return "", nil
+	}
+	compact, err := json.Marshal(object)
+	if err != nil {
+		return "", errors.New("its metadata cannot be encoded")
+	}
+	return authz.Metadata(compact), nil
+}

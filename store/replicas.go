@@ -1,0 +1,199 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
+)
+
+const (
+	// liveFor is how long a heartbeat is fresh.
+	liveFor = 2 * time.Second
+	// heartbeatGrace covers polls that succeeded after the last heartbeat that was
+	// written: until so much after its stale limit a replica counts.
+	heartbeatGrace = 2 * time.Second
+	// sweepEvery is how often a replica clears away rows of those that are gone.
+	sweepEvery = time.Minute
+	// unregisterWithin bounds what a replica that ends does for its row.
+	unregisterWithin = time.Second
+	// effectiveWithin bounds how long a receipt waits, effectivePoll how often it looks.
+	effectiveWithin = time.Second
+	effectivePoll   = 10 * time.Millisecond
+)
+
+// heartbeatSQL says that a replica lives and how far it is. sweepSQL before it clears
+// away those that cannot serve any more.
+const (
+	heartbeatSQL = `
+INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids)
+VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6)
+ON CONFLICT (id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, applied_revision = excluded.applied_revision`
+
+	sweepSQL = `
+WITH gone AS (DELETE FROM replicas
+	WHERE id <> $1 AND heartbeat_at + stale_max_ms * interval '1 ms' + interval '1 minute' < clock_timestamp())`
+)
+
+// counting is which replicas may still serve what they know; its argument is heartbeatGrace in ms.
+const counting = `heartbeat_at + (stale_max_ms + $1::bigint) * interval '1 ms' > clock_timestamp()`
+
+// never is long before any clock of ours began.
+const never = time.Duration(-1 << 62)
+
+// replica is this process among the replicas. Its fields are guarded by Store.syncing
+// once the store is open.
+type replica struct {
+	id, name string
+	// beaten and swept are when a heartbeat and a sweep last succeeded, on the clock's
+	// elapsed time.
+	beaten, swept time.Duration
+	failing       bool
+}
+
+func newReplica() replica {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	// The bits of any id will do.
+	id, _ := uuid(authz.NewEventID(time.Now())).(string)
+	return replica{id: id, name: fmt.Sprintf("%s:%d", host, os.Getpid()), beaten: never, swept: never}
+}
+
+// mustBeat tells that a heartbeat has to be written before the next poll: a poll gives
+// the right to serve for staleMax more, and a receipt must not overlook who has it.
+func (s *Store) mustBeat() bool { return s.clock.elapsed()-s.replica.beaten > s.staleMax/2 }
+
+// beat writes the heartbeat. A failure is told once and stops nothing: what takes
+// rights away cannot be written either when this cannot.
+func (s *Store) beat(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+	defer cancel()
+	r, now := &s.replica, s.clock.elapsed()
+	query := heartbeatSQL
+	sweep := now-r.swept > sweepEvery
+	if sweep {
+		query = sweepSQL + heartbeatSQL
+	}
+	_, err := s.changes.ExecContext(ctx, query, r.id, r.name, now.Seconds(), s.applied.Load(), s.staleMax.Milliseconds(),
+		pq.StringArray(s.peppers.IDs()))
+	if err != nil {
+		if ctx.Err() == nil && !r.failing {
+			r.failing = true
+			s.log.Warn("cannot write this replica's heartbeat; receipts of changes will call it silent",
+				slog.Any("error", translate("write a heartbeat", err)))
+		}
+		return
+	}
+	r.failing, r.beaten = false, now
+	if sweep {
+		r.swept = now
+	}
+}
+
+// unregister removes the row of a replica that serves no more. Without it the row ends by itself.
+func (s *Store) unregister() {
+	ctx, cancel := context.WithTimeout(context.Background(), unregisterWithin)
+	defer cancel()
+	_, _ = s.changes.ExecContext(ctx, `DELETE FROM replicas WHERE id = $1`, s.replica.id)
+}
+
+// replicaRow is one replica that counts, beside the revision and the time of its snapshot.
+type replicaRow struct {
+	N               int64          `db:"n"`
+	Now             time.Time      `db:"now"`
+	ID              sql.NullString `db:"id"`
+	Name            sql.NullString `db:"name"`
+	StartedAt       sql.NullTime   `db:"started_at"`
+	HeartbeatAt     sql.NullTime   `db:"heartbeat_at"`
+	AppliedRevision sql.NullInt64  `db:"applied_revision"`
+	StaleMaxMS      sql.NullInt64  `db:"stale_max_ms"`
+}
+
+func (r *replicaRow) staleMax() time.Duration {
+	return time.Duration(r.StaleMaxMS.Int64) * time.Millisecond
+}
+
+func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
+	var rows []replicaRow
+	err := s.manage.SelectContext(ctx, &rows, `
+		SELECT v.n, clock_timestamp() AS now, x.* FROM revision v LEFT JOIN (
+			SELECT id, name, started_at, heartbeat_at, applied_revision, stale_max_ms FROM replicas WHERE `+counting+`
+		) x ON true ORDER BY x.started_at, x.id`, heartbeatGrace.Milliseconds())
+	return rows, translate("read the replicas", err)
+}
+
+// Replicas implements manage.Store.
+func (s *Store) Replicas(ctx context.Context) ([]manage.Replica, int64, error) {
+	rows, err := s.countingReplicas(ctx)
+	if err != nil || len(rows) == 0 {
+		return nil, 0, err
+	}
+	out := make([]manage.Replica, 0, len(rows))
+	for i := range rows {
+		r := &rows[i]
+		if !r.ID.Valid {
+			continue
+		}
+		heartbeat := utc(r.HeartbeatAt)
+		out = append(out, manage.Replica{
+			ID: r.ID.String, Name: r.Name.String, StartedAt: utc(r.StartedAt), HeartbeatAt: heartbeat,
+			AppliedRevision: r.AppliedRevision.Int64, Live: r.Now.Sub(heartbeat) < liveFor,
+			ServesUntil: heartbeat.Add(r.staleMax() + heartbeatGrace),
+		})
+	}
+	return out, rows[0].N, nil
+}
+
+// Effective implements manage.Store. A replica is silent by its id; it may serve what
+// it knew for its stale limit after the change at most, however late its last poll was.
+func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective, error) {
+	select {
+	case s.wake <- struct{}{}: // this replica need not wait for its own notification
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, effectiveWithin+listenReadDeadline)
+	defer cancel()
+	started := time.Now()
+	tick := time.NewTicker(effectivePoll)
+	defer tick.Stop()
+	var committed time.Time
+	for {
+		rows, err := s.countingReplicas(ctx)
+		if err != nil {
+			return manage.Effective{}, err
+		}
+		var e manage.Effective
+		for i := range rows {
+			r := &rows[i]
+			if committed.IsZero() {
+				committed = r.Now.UTC()
+			}
+			switch {
+			case !r.ID.Valid:
+				continue
+			case r.AppliedRevision.Int64 >= revision:
+				e.Acknowledged++
+			default:
+				e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: committed.Add(r.staleMax())})
+			}
+			e.Replicas++
+		}
+		if e.Within = time.Since(started); len(e.Silent) == 0 || e.Within >= effectiveWithin {
+			return e, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return e, nil // what is known is more than nothing
+		}
+	}
+}
