@@ -103,7 +103,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		return configError(err)
 	}
 	checker, err := authz.NewChecker(authz.CheckerOptions{
-		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(),
+		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store,
 		Realm: cfg.Realm, Opaque401: cfg.Opaque401,
 	})
 	if err != nil {

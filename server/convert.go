@@ -83,7 +83,7 @@ func toKey(k manage.Key, at time.Time) api.Key {
 		Environment: api.Environment(k.Environment), Scopes: words[string](k.Scopes), Status: api.KeyStatus(k.Status(at)),
 		Secrets: each(k.LiveSecrets(at), toKeySecret), CreatedAt: k.CreatedAt.UTC(), CreatedBy: k.CreatedBy,
 		ExpiresAt: optionalTime(k.ExpiresAt), AllowedCidrs: make([]string, len(k.AllowedCIDRs)),
-		Metadata: json.RawMessage(k.Metadata.JSON()), Version: k.Version,
+		Metadata: json.RawMessage(k.Metadata.JSON()), Version: k.Version, LastUsedAt: optionalTime(k.LastUsedAt),
 	}
 	if len(out.Secrets) > 0 {
 		out.Hint = optional(out.Secrets[0].Hint)
@@ -95,13 +95,6 @@ func toKey(k manage.Key, at time.Time) api.Key {
 		limit := toRate(*k.RateLimit)
 		out.RateLimit = &limit
 	}
-	var used time.Time
-	for _, s := range k.Secrets {
-		if s.LastUsedAt.After(used) {
-			used = s.LastUsedAt
-		}
-	}
-	out.LastUsedAt = optionalTime(used)
 	return out
 }
 

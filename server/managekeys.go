@@ -25,6 +25,7 @@ func (m *management) ListKeys(ctx context.Context, in api.ListKeysRequestObject)
 	list, err := m.service.ListKeys(ctx, r, org, manage.KeyFilter{
 		Status: string(value(in.Params.Status)), Environment: authz.Environment(value(in.Params.Environment)),
 		Scope: authz.Scope(value(in.Params.Scope)), ExternalID: value(in.Params.ExternalID),
+		Unused: in.Params.Unused,
 	}, page)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // fail reads it

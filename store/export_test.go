@@ -61,3 +61,6 @@ func MigrateDown(ctx context.Context, at DatabaseURL) error {
 	_, err = provider.DownTo(ctx, 1)
 	return err
 }
+
+// FlushUses writes the last uses now.
+func (s *Store) FlushUses(ctx context.Context) error { return s.flushUses(ctx) }

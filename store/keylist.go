@@ -15,7 +15,8 @@ import (
 const keysSQL = `
 SELECT id, organization_id, external_id, name, environment, scopes, created_at, created_by, expires_at, lifetime_seconds,
 	revoked_at, disabled_at, restricted, allowed_cidrs::text[] AS allowed_cidrs,
-	rate_limit_rate, rate_limit_period_seconds, rate_limit_burst, metadata, version
+	rate_limit_rate, rate_limit_period_seconds, rate_limit_burst, metadata, version,
+	(SELECT max(used_at) FROM secret_uses WHERE key_id = api_keys.id) AS last_used_at
 FROM api_keys WHERE ($1::boolean OR organization_id = $2::uuid)`
 
 type managedKeyRow struct {
@@ -38,6 +39,7 @@ type managedKeyRow struct {
 	RateLimitBurst  sql.NullInt64        `db:"rate_limit_burst"`
 	Metadata        []byte               `db:"metadata"`
 	Version         int                  `db:"version"`
+	LastUsedAt      sql.NullTime         `db:"last_used_at"`
 }
 
 // thing takes scopes and limit as they stand: what checks would not believe must be
@@ -49,6 +51,7 @@ func (r managedKeyRow) thing() (manage.Key, error) {
 		CreatedBy: r.CreatedBy, ExpiresAt: utc(r.ExpiresAt), Lifetime: time.Duration(r.LifetimeSeconds.Int64) * time.Second,
 		RevokedAt: utc(r.RevokedAt), DisabledAt: utc(r.DisabledAt), Restricted: r.Restricted,
 		RateLimit: rate(r.RateLimitRate, r.RateLimitPeriod, r.RateLimitBurst), Version: r.Version,
+		LastUsedAt: utc(r.LastUsedAt),
 	}
 	var err error
 	if k.AllowedCIDRs, err = prefixes(r.AllowedCIDRs); err != nil {
@@ -93,9 +96,10 @@ func (r *reads) Keys(
 		AND ($7::text = '' OR external_id = $7::text)
 		AND ($8::text = '' OR $8::text = CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= $9 THEN 'expired'
 			WHEN disabled_at IS NOT NULL THEN 'disabled' ELSE 'active' END)
-		ORDER BY id DESC LIMIT $10`,
+		AND ($10::boolean IS NULL OR $10::boolean <> EXISTS (SELECT FROM secret_uses WHERE key_id = api_keys.id))
+		ORDER BY id DESC LIMIT $11`,
 		t.Everyone(), t.Organization(), organization, after, string(f.Environment), string(f.Scope), f.ExternalID,
-		f.Status, r.now, p.Limit)
+		f.Status, r.now, f.Unused, p.Limit)
 	if err != nil {
 		return nil, err
 	}
@@ -126,11 +130,13 @@ func (r *reads) addSecrets(ctx context.Context, keys []manage.Key) error {
 		Hint      string         `db:"hint"`
 		CreatedAt sql.NullTime   `db:"created_at"`
 		ExpiresAt sql.NullTime   `db:"expires_at"`
+		UsedAt    sql.NullTime   `db:"used_at"`
 	}
 	// The keys have been found within the tenant.
 	err := r.tx.SelectContext(ctx, &rows, `
-		SELECT id, key_id, hint, created_at, expires_at FROM key_secrets
-		WHERE key_id = ANY ($1::uuid[]) AND revoked_at IS NULL ORDER BY created_at DESC, id DESC`, pq.Array(ids))
+		SELECT s.id, s.key_id, s.hint, s.created_at, s.expires_at, u.used_at
+		FROM key_secrets s LEFT JOIN secret_uses u ON u.secret_id = s.id
+		WHERE s.key_id = ANY ($1::uuid[]) AND s.revoked_at IS NULL ORDER BY s.created_at DESC, s.id DESC`, pq.Array(ids))
 	if err != nil {
 		return translate("read secrets", err)
 	}
@@ -138,6 +144,7 @@ func (r *reads) addSecrets(ctx context.Context, keys []manage.Key) error {
 		k := at[row.KeyID]
 		k.Secrets = append(k.Secrets, manage.KeySecret{
 			ID: row.ID, Hint: row.Hint, CreatedAt: utc(row.CreatedAt), ExpiresAt: utc(row.ExpiresAt),
+			LastUsedAt: utc(row.UsedAt),
 		})
 	}
 	return nil

@@ -56,6 +56,7 @@ type Store struct {
 	callers atomic.Pointer[callerTable]
 	formats atomic.Pointer[[]authz.ForeignFormat]
 	rehash  *rehashQueue
+	uses    *uses
 	replica replica
 
 	// applied is the revision up to which every change is applied.
@@ -86,7 +87,7 @@ var (
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(),
-		rehash: newRehashQueue(), replica: newReplica(), wake: make(chan struct{}, 1), writing: make(chan struct{}, maxWriting),
+		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1), writing: make(chan struct{}, maxWriting),
 	}
 	if len(o.Peppers.IDs()) == 0 {
 		return nil, authz.ErrNoPepper
@@ -114,6 +115,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.stop = stop
 	s.followed.Go(func() { s.follow(followCtx) })
 	s.followed.Go(func() { s.rehashSecrets(followCtx) })
+	s.followed.Go(func() { s.recordUses(followCtx) })
 	return s, nil
 }
 

@@ -57,6 +57,8 @@ type KeyFilter struct {
 	Environment authz.Environment
 	Scope       authz.Scope
 	ExternalID  string
+	// Unused true lists keys that were never used, false those that were.
+	Unused *bool
 }
 
 // AdminFilter narrows a list; empty fields do not.

@@ -74,6 +74,9 @@ type Key struct {
 	Version int
 	// Secrets are all that are not revoked, newest first, ended ones included.
 	Secrets []KeySecret
+	// LastUsedAt is that of any of its secrets, revoked ones included; zero while
+	// nothing is known of a use.
+	LastUsedAt time.Time
 }
 
 // KeySecret is one of a key's secrets, as far as it is known.

@@ -25,6 +25,7 @@ rotated. Keys are named by their ids (key_…); no secret is ever an argument.`,
 func (c Config) keysList() *cobra.Command {
 	var pages paging
 	var org, status, environment, scope, externalID string
+	var unused bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List an organization's keys, newest first",
 		Example: "  keystile keys list --org org_… --status active --scope tickets:write",
@@ -35,6 +36,7 @@ func (c Config) keysList() *cobra.Command {
 	cmd.Flags().StringVar(&environment, "env", "", "only keys of this environment: live or test")
 	cmd.Flags().StringVar(&scope, "scope", "", "only keys that have this scope")
 	cmd.Flags().StringVar(&externalID, "external-id", "", "only the one with this id of your own")
+	cmd.Flags().BoolVar(&unused, "unused", false, "only keys that were never used; --unused=false for those that were")
 	return c.reading(cmd, func(ctx context.Context, s *session, _ []string) error {
 		org, err := s.organization(ctx, org)
 		if err != nil {
@@ -45,6 +47,7 @@ func (c Config) keysList() *cobra.Command {
 			Environment: optional(s, "env", admin.Environment(environment)),
 			Scope:       optional(s, "scope", scope),
 			ExternalID:  optional(s, "external-id", externalID),
+			Unused:      optional(s, "unused", unused),
 		}
 		found, err := collect(pages, func(cursor *string, limit *int) ([]admin.Key, *string, error) {
 			filter.Cursor, filter.Limit = cursor, limit
@@ -58,10 +61,10 @@ func (c Config) keysList() *cobra.Command {
 			return err
 		}
 		now := c.now()
-		return showList(s, "keys", found, []string{"id", "name", "env", "status", "expires", "scopes"}, func(k admin.Key) []string {
+		return showList(s, "keys", found, []string{"id", "name", "env", "status", "expires", "last used", "scopes"}, func(k admin.Key) []string {
 			return []string{
 				k.ID, shortName(k.Name), string(k.Environment), string(k.Status),
-				day(k.ExpiresAt, now), few(k.Scopes, maxScopesWidth),
+				day(k.ExpiresAt, now), lastUse(k.LastUsedAt, now), few(k.Scopes, maxScopesWidth),
 			}
 		})
 	})

@@ -58,3 +58,11 @@ func plural(n int64, name string) string {
 	}
 	return fmt.Sprintf("%d %ss", n, name)
 }
+
+// lastUse is how long ago something was used, in a column; "never" for not yet.
+func lastUse(t *time.Time, now time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return relative(t.Sub(now))
+}

@@ -44,7 +44,6 @@ const (
 	BadCheckpoint AuditProblemCode = "bad_checkpoint"
 	Edited        AuditProblemCode = "edited"
 	Missing       AuditProblemCode = "missing"
-	Reordered     AuditProblemCode = "reordered"
 	Truncated     AuditProblemCode = "truncated"
 	UnknownKey    AuditProblemCode = "unknown_key"
 )
@@ -57,8 +56,6 @@ func (e AuditProblemCode) Valid() bool {
 	case Edited:
 		return true
 	case Missing:
-		return true
-	case Reordered:
 		return true
 	case Truncated:
 		return true
@@ -525,8 +522,10 @@ type Key struct {
 	ExternalID   *string     `json:"external_id"`
 
 	// Hint Of its newest secret that works.
-	Hint       *string    `json:"hint"`
-	ID         string     `json:"id"`
+	Hint *string `json:"hint"`
+	ID   string  `json:"id"`
+
+	// LastUsedAt To ten seconds; null while it was never used.
 	LastUsedAt *time.Time `json:"last_used_at"`
 
 	// Metadata Anything, for example a customer's number. At most 4096 bytes as JSON, 5 levels deep. Policy sees it.
@@ -721,7 +720,7 @@ type Problem struct {
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
 	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
-	// out_of_range, string_too_long, idempotency_mismatch. 503: unavailable.
+	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch. 503: unavailable.
 	Code string `json:"code"`
 
 	// Detail For people.
@@ -1058,7 +1057,10 @@ type ListKeysParams struct {
 	Environment *Environment `form:"environment,omitempty" json:"environment,omitempty"`
 
 	// Scope Only keys that have this scope.
-	Scope      *string `form:"scope,omitempty" json:"scope,omitempty"`
+	Scope *string `form:"scope,omitempty" json:"scope,omitempty"`
+
+	// Unused true for keys that were never used, false for those that were.
+	Unused     *bool   `form:"unused,omitempty" json:"unused,omitempty"`
 	ExternalID *string `form:"external_id,omitempty" json:"external_id,omitempty"`
 }
 
@@ -2461,6 +2463,14 @@ func (siw *ServerInterfaceWrapper) ListKeys(c *gin.Context) {
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "scope", c.Request.URL.Query(), &params.Scope, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
 	if err != nil {
 		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter scope: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "unused" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "unused", c.Request.URL.Query(), &params.Unused, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter unused: %w", err), http.StatusBadRequest)
 		return
 	}
 

@@ -54,6 +54,15 @@ CREATE TABLE retired_digests (
 );
 CREATE INDEX retired_digests_revision ON retired_digests (revision);
 
+-- When each secret was last used, to ten seconds: not in key_secrets, whose changes wake
+-- every replica.
+CREATE TABLE secret_uses (
+    secret_id uuid PRIMARY KEY,
+    key_id    uuid NOT NULL,
+    used_at   timestamptz NOT NULL
+);
+CREATE INDEX secret_uses_key ON secret_uses (key_id);
+
 ALTER TABLE replicas
     ADD COLUMN name text NOT NULL DEFAULT '',
     ADD COLUMN stale_max_ms bigint NOT NULL DEFAULT 300000 CHECK (stale_max_ms > 0),
@@ -61,7 +70,7 @@ ALTER TABLE replicas
 
 -- +goose Down
 ALTER TABLE replicas DROP COLUMN name, DROP COLUMN stale_max_ms, DROP COLUMN pepper_ids;
-DROP TABLE retired_digests, foreign_formats, idempotency;
+DROP TABLE secret_uses, retired_digests, foreign_formats, idempotency;
 DROP INDEX audit_log_target, audit_log_revision;
 ALTER TABLE audit_log
     ALTER COLUMN before TYPE jsonb USING before::jsonb,
