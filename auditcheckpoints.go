@@ -45,14 +45,18 @@ func (c *checkpoints) run(ctx context.Context, interval time.Duration) {
 		case <-tick.C:
 			c.write(ctx)
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastCheckpointLimit)
-			defer cancel()
-			c.write(last)
-			if c.file != nil {
-				_ = c.file.Close() // every line is written already
-			}
+			c.writeLast(ctx)
 			return
 		}
+	}
+}
+
+func (c *checkpoints) writeLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastCheckpointLimit)
+	defer cancel()
+	c.write(ctx)
+	if c.file != nil {
+		_ = c.file.Close() // every line is written already
 	}
 }
 

@@ -95,11 +95,7 @@ func (s *Store) recordUses(ctx context.Context) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlushLimit)
-			defer cancel()
-			if err := s.flushUses(last); err != nil {
-				s.log.Warn("the last uses of some keys could not be written", slog.Any("error", err))
-			}
+			s.flushLastUses(ctx)
 			return
 		}
 		err := s.flushUses(ctx)
@@ -107,6 +103,15 @@ func (s *Store) recordUses(ctx context.Context) {
 			s.log.Warn("the last uses of keys cannot be written; they wait", slog.Any("error", err))
 		}
 		failing = err != nil
+	}
+}
+
+// flushLastUses writes what a store that is closed has left.
+func (s *Store) flushLastUses(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlushLimit)
+	defer cancel()
+	if err := s.flushUses(ctx); err != nil {
+		s.log.Warn("the last uses of some keys could not be written", slog.Any("error", err))
 	}
 }
 
