@@ -85,7 +85,7 @@ func alphabetOf(name string) (string, error) {
 	set := make([]byte, 0, n)
 	for c, in := range seen {
 		if in {
-			set = append(set, byte(c)) //nolint:gosec // below 128
+			set = append(set, byte(c))
 		}
 	}
 	return string(set), nil

@@ -69,8 +69,11 @@ func TestKeyFormat_OverlapIsNoticed(t *testing.T) {
 		length int
 		want   bool
 	}{
-		{"sk_live_", 36, true}, {"sk_", 41, true}, {"sk_test_a", 35, true},
-		{"sk_live_", 37, false}, {"pk_live_", 36, false},
+		{"sk_live_", 36, true},
+		{"sk_", 41, true},
+		{"sk_test_a", 35, true},
+		{"sk_live_", 37, false},
+		{"pk_live_", 36, false},
 	} {
 		f, err := authz.NewForeignFormat(tt.prefix, tt.length, "base62")
 		if err != nil {

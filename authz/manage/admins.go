@@ -54,7 +54,7 @@ func (s *Service) ListAdmins(ctx context.Context, r Request, f AdminFilter, p Pa
 			return err
 		}
 		op := operation{actionAdminsList, []authz.Role{authz.RoleOwner, authz.RoleAuditor}}
-		if err := s.may(ctx, r, op, own, nil, nil); err != nil {
+		if err := s.may(ctx, r, op, own, nil); err != nil {
 			return err
 		}
 		items, err := re.Admins(ctx, TenantOf(r.Actor), f, p.more())
@@ -86,7 +86,7 @@ func (s *Service) GetAdmin(ctx context.Context, r Request, id authz.AdminID) (*A
 			op.roles = readers()
 		}
 		out, at = a, re.Now()
-		return s.may(ctx, r, op, o, a.document(at), nil)
+		return s.may(ctx, r, op, o, a.document(at))
 	})
 	if err != nil {
 		return nil, time.Time{}, err
@@ -110,7 +110,7 @@ func (s *Service) CreateAdmin(ctx context.Context, r Request, in AdminInput) (*A
 		a.CreatedBy = r.Actor.ID.String()
 		var o *Organization
 		if !in.Organization.IsZero() {
-			if o, err = living(ctx, w, r, in.Organization); err != nil {
+			if o, err = livingFor(ctx, w, r, op, in.Organization); err != nil {
 				return outcome{}, err
 			}
 		}
@@ -127,7 +127,7 @@ func (s *Service) CreateAdmin(ctx context.Context, r Request, in AdminInput) (*A
 }
 
 func newAdmin(now time.Time, in AdminInput) (*Admin, error) {
-	life, err := lifetime("/expires_in_days", in.ExpiresInDays, MaxAdminDays)
+	life, err := lifetime(in.ExpiresInDays, MaxAdminDays)
 	switch {
 	case err != nil || life == 0:
 		return nil, outOfRange("/expires_in_days", "must be from 1 to 90")
@@ -142,7 +142,7 @@ func newAdmin(now time.Time, in AdminInput) (*Admin, error) {
 		ID: authz.NewAdminID(now), Name: in.Name, Role: in.Role, OrganizationID: in.Organization,
 		CreatedAt: now, ExpiresAt: now.Add(life),
 		Tokens: []Token{{ID: authz.NewSecretID(now), CreatedAt: now, ExpiresAt: now.Add(life)}},
-	}, checkName("/name", in.Name)
+	}, checkName(in.Name)
 }
 
 func insertAdmin(ctx context.Context, w Writer, t Tenant, a *Admin) (authz.Secret, error) {
@@ -172,7 +172,7 @@ func (s *Service) RotateAdmin(ctx context.Context, r Request, id authz.AdminID, 
 		}
 		now := w.Now()
 		before := a.document(now)
-		life, err := lifetime("/expires_in_days", in.ExpiresInDays, MaxAdminDays)
+		life, err := lifetime(in.ExpiresInDays, MaxAdminDays)
 		if err != nil || life == 0 {
 			return outcome{}, outOfRange("/expires_in_days", "must be from 1 to 90")
 		}
@@ -213,7 +213,7 @@ func (s *Service) DeleteAdmin(ctx context.Context, r Request, id authz.AdminID) 
 			return outcome{}, err
 		}
 		before := a.document(w.Now())
-		if err := s.may(ctx, r, op, o, before, nil); err != nil {
+		if err := s.may(ctx, r, op, o, before); err != nil {
 			return outcome{}, err
 		}
 		out.Admin, out.At = *a, w.Now()

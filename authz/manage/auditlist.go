@@ -1,6 +1,7 @@
 package manage
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -38,13 +39,13 @@ func (s *Service) ListAuditLog(ctx context.Context, r Request, chain authz.Organ
 
 func (s *Service) mayReadChain(ctx context.Context, re Reader, r Request, action string, chain authz.OrganizationID) error {
 	if chain.IsZero() {
-		return s.may(ctx, r, operation{action: action}, nil, nil, nil)
+		return s.may(ctx, r, operation{action: action}, nil, nil)
 	}
 	o, err := organization(ctx, re, r, chain)
 	if err != nil {
 		return err
 	}
-	return s.may(ctx, r, operation{action, auditReaders()}, o, nil, nil)
+	return s.may(ctx, r, operation{action, auditReaders()}, o, nil)
 }
 
 // Verification is what was checked of the audit log, and what was found.
@@ -184,7 +185,7 @@ func (v *verifier) row(chain string, e *AuditEvent, last ChainHead) {
 	switch {
 	case e.Sequence != last.Sequence+1:
 		v.problem(chain, last.Sequence+1, "missing", fmt.Sprintf("rows %d to %d are missing", last.Sequence+1, e.Sequence-1))
-	case string(e.PreviousMAC) != string(last.MAC):
+	case !bytes.Equal(e.PreviousMAC, last.MAC):
 		v.problem(chain, e.Sequence, "edited", "the row does not follow the one before it: one of them was changed or replaced")
 	}
 	switch valid, known := e.sealed(v.keys); {

@@ -44,7 +44,7 @@ type CallerInput struct {
 func (s *Service) ListCallers(ctx context.Context, r Request, status string, p Page) (List[Caller], error) {
 	var out List[Caller]
 	err := s.read(ctx, func(ctx context.Context, re Reader) error {
-		if err := s.may(ctx, r, operation{action: actionCallersList}, nil, nil, nil); err != nil {
+		if err := s.may(ctx, r, operation{action: actionCallersList}, nil, nil); err != nil {
 			return err
 		}
 		items, err := re.Callers(ctx, TenantOf(r.Actor), status, p.more())
@@ -106,7 +106,7 @@ func newCaller(now time.Time, r Request, in CallerInput) (*Caller, error) {
 		CreatedAt: now, CreatedBy: r.Actor.ID.String(),
 		Tokens: []Token{{ID: authz.NewSecretID(now), CreatedAt: now}},
 	}
-	life, err := lifetime("/expires_in_days", in.ExpiresInDays, maxLifetimeDays)
+	life, err := lifetime(in.ExpiresInDays, maxLifetimeDays)
 	if life > 0 {
 		c.Tokens[0].ExpiresAt = now.Add(life)
 	}
@@ -125,7 +125,7 @@ func newCaller(now time.Time, r Request, in CallerInput) (*Caller, error) {
 			err = first(err, outOfRange("/permissions", "must be of check, explain, introspect, search"))
 		}
 	}
-	return c, first(checkName("/name", in.Name), err)
+	return c, first(checkName(in.Name), err)
 }
 
 // TokenRotation is how a caller or an admin gets a new token.
@@ -151,7 +151,7 @@ func (s *Service) RotateCaller(ctx context.Context, r Request, id authz.CallerID
 		now := w.Now()
 		before := c.document(now)
 		next := Token{ID: authz.NewSecretID(now), CreatedAt: now}
-		life, err := lifetime("/expires_in_days", in.ExpiresInDays, maxLifetimeDays)
+		life, err := lifetime(in.ExpiresInDays, maxLifetimeDays)
 		if err != nil {
 			return outcome{}, err
 		}

@@ -15,7 +15,7 @@ func (s *Service) Catalogue(ctx context.Context, r Request) (authz.Catalogue, er
 			return err
 		}
 		out = s.policy.Catalogue()
-		return s.may(ctx, r, operation{"scopes.list", readers()}, own, nil, nil)
+		return s.may(ctx, r, operation{"scopes.list", readers()}, own, nil)
 	})
 	if err != nil {
 		return authz.Catalogue{}, err
@@ -26,7 +26,7 @@ func (s *Service) Catalogue(ctx context.Context, r Request) (authz.Catalogue, er
 // Replicas lists the replicas and the revision that changes have reached. Platform
 // admins alone.
 func (s *Service) Replicas(ctx context.Context, r Request) ([]Replica, int64, error) {
-	if err := s.may(ctx, r, operation{action: "replicas.list"}, nil, nil, nil); err != nil {
+	if err := s.may(ctx, r, operation{action: "replicas.list"}, nil, nil); err != nil {
 		return nil, 0, err
 	}
 	replicas, revision, err := s.store.Replicas(ctx)

@@ -79,14 +79,8 @@ func (s *Service) ImportKeys(
 		step.IdempotencyKey = ""
 		_, err := s.change(ctx, step, nil, func(ctx context.Context, w Writer) (outcome, error) {
 			part = ImportResult{} // of this transaction
-			o, err := organization(ctx, w, r, org)
+			o, err := livingFor(ctx, w, r, op, org)
 			if err != nil {
-				return outcome{}, err
-			}
-			if err := op.allows(r.Actor); err != nil {
-				return outcome{}, err
-			}
-			if o, err = living(ctx, w, r, org); err != nil {
 				return outcome{}, err
 			}
 			if err := s.checkImport(f, rows); err != nil {

@@ -27,18 +27,18 @@ const (
 )
 
 // checkName refuses what people could not tell apart or see.
-func checkName(pointer, name string) error {
+func checkName(name string) error {
 	n := utf8.RuneCountInString(name)
 	if n < 1 || n > maxName || !utf8.ValidString(name) {
-		return outOfRange(pointer, "must have 1 to 100 characters")
+		return outOfRange("/name", "must have 1 to 100 characters")
 	}
 	if strings.TrimSpace(name) != name {
-		return outOfRange(pointer, "must not begin or end with white space")
+		return outOfRange("/name", "must not begin or end with white space")
 	}
 	for _, r := range name {
 		// Format characters turn the direction of text or cannot be seen.
 		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) {
-			return outOfRange(pointer, "must not contain control or invisible characters")
+			return outOfRange("/name", "must not contain control or invisible characters")
 		}
 	}
 	return nil
@@ -188,9 +188,9 @@ func checkExpiry(now, at time.Time) error {
 }
 
 // lifetime returns days as a duration; 0 days is none.
-func lifetime(pointer string, days, maxDays int) (time.Duration, error) {
+func lifetime(days, maxDays int) (time.Duration, error) {
 	if days < 0 || days > maxDays {
-		return 0, outOfRange(pointer, "must be a number of days within the bounds of the documentation")
+		return 0, outOfRange("/expires_in_days", "must be a number of days within the bounds of the documentation")
 	}
 	return time.Duration(days) * day, nil
 }

@@ -64,7 +64,7 @@ func (s *Service) ListKeys(ctx context.Context, r Request, org authz.Organizatio
 		if err != nil {
 			return err
 		}
-		if err := s.may(ctx, r, operation{actionKeysList, readers()}, o, nil, nil); err != nil {
+		if err := s.may(ctx, r, operation{actionKeysList, readers()}, o, nil); err != nil {
 			return err
 		}
 		keys, err := re.Keys(ctx, TenantOf(r.Actor), org, f, p.more())
@@ -84,7 +84,7 @@ func (s *Service) GetKey(ctx context.Context, r Request, org authz.OrganizationI
 			return err
 		}
 		key, now = k, re.Now()
-		return s.may(ctx, r, operation{actionKeysGet, readers()}, o, k.document(now), nil)
+		return s.may(ctx, r, operation{actionKeysGet, readers()}, o, k.document(now))
 	})
 	if err != nil {
 		return nil, time.Time{}, err
@@ -96,12 +96,9 @@ func (s *Service) GetKey(ctx context.Context, r Request, org authz.OrganizationI
 func (s *Service) CreateKey(ctx context.Context, r Request, org authz.OrganizationID, in KeyInput) (*KeyChange, error) {
 	out := &KeyChange{}
 	return s.changeKey(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
-		o, err := living(ctx, w, r, org)
-		if err != nil {
-			return outcome{}, err
-		}
 		op := operation{actionKeysCreate, writers()}
-		if err := op.allows(r.Actor); err != nil {
+		o, err := livingFor(ctx, w, r, op, org)
+		if err != nil {
 			return outcome{}, err
 		}
 		k, err := s.newKey(w.Now(), r, o, in)
@@ -133,7 +130,7 @@ func (s *Service) newKey(now time.Time, r Request, o *Organization, in KeyInput)
 	}
 	catalogue := s.policy.Catalogue()
 	plan, _ := catalogue.Plan(o.Plan) // without one no rate is within it
-	days, err := lifetime("/expires_in_days", in.ExpiresInDays, maxLifetimeDays)
+	days, err := lifetime(in.ExpiresInDays, maxLifetimeDays)
 	switch {
 	case err != nil:
 		return nil, err
@@ -155,7 +152,7 @@ func (s *Service) newKey(now time.Time, r Request, o *Organization, in KeyInput)
 	if !in.Environment.Valid() {
 		err = first(err, outOfRange("/environment", "must be live or test"))
 	}
-	return k, first(checkName("/name", in.Name), err, scopesErr, cidrsErr, checkRate(r.Actor, plan, in.RateLimit),
+	return k, first(checkName(in.Name), err, scopesErr, cidrsErr, checkRate(r.Actor, plan, in.RateLimit),
 		metadataErr, checkExternalID(in.ExternalID))
 }
 
@@ -221,7 +218,7 @@ func (s *Service) apply(now time.Time, r Request, o *Organization, k *Key, in Ke
 	plan, _ := catalogue.Plan(o.Plan)
 	if in.Name != nil {
 		k.Name = *in.Name
-		err = checkName("/name", k.Name)
+		err = checkName(k.Name)
 	}
 	if in.Scopes != nil {
 		scopes, e := checkScopes(catalogue, in.Scopes)
@@ -344,12 +341,12 @@ func (s *Service) changeKey(
 	return out, nil
 }
 
-// may is the ceiling of roles and then policy.
-func (s *Service) may(ctx context.Context, r Request, op operation, o *Organization, current, wanted map[string]any) error {
+// may is the ceiling of roles and then policy, for what leaves nothing wanted.
+func (s *Service) may(ctx context.Context, r Request, op operation, o *Organization, current map[string]any) error {
 	if err := op.allows(r.Actor); err != nil {
 		return err
 	}
-	return s.decide(ctx, r, op.action, o, current, wanted)
+	return s.decide(ctx, r, op.action, o, current, nil)
 }
 
 // logged adds the row of the audit log to an outcome.

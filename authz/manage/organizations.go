@@ -43,7 +43,7 @@ func (s *Service) ListOrganizations(ctx context.Context, r Request, f Organizati
 			}
 			action = actionOrganizationsGet
 		}
-		if err := s.may(ctx, r, operation{action, readers()}, own, nil, nil); err != nil {
+		if err := s.may(ctx, r, operation{action, readers()}, own, nil); err != nil {
 			return err
 		}
 		items, err := re.Organizations(ctx, TenantOf(r.Actor), f, p.more())
@@ -62,7 +62,7 @@ func (s *Service) GetOrganization(ctx context.Context, r Request, id authz.Organ
 			return err
 		}
 		out = o
-		return s.may(ctx, r, operation{actionOrganizationsGet, readers()}, o, o.document(), nil)
+		return s.may(ctx, r, operation{actionOrganizationsGet, readers()}, o, o.document())
 	})
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func (s *Service) CreateOrganization(ctx context.Context, r Request, in Organiza
 			return outcome{}, err
 		}
 		metadata, err := checkMetadata(in.Metadata)
-		if err := first(checkName("/name", in.Name), s.checkPlan(in.Plan), err, checkExternalID(in.ExternalID)); err != nil {
+		if err := first(checkName(in.Name), s.checkPlan(in.Plan), err, checkExternalID(in.ExternalID)); err != nil {
 			return outcome{}, err
 		}
 		o := &Organization{
@@ -125,14 +125,8 @@ func (s *Service) UpdateOrganization(
 		op.roles = []authz.Role{authz.RoleOwner}
 	}
 	return s.changeOrganization(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
-		o, err := organization(ctx, w, r, id)
+		o, err := livingFor(ctx, w, r, op, id)
 		if err != nil {
-			return outcome{}, err
-		}
-		if err := op.allows(r.Actor); err != nil {
-			return outcome{}, err
-		}
-		if o, err = living(ctx, w, r, id); err != nil {
 			return outcome{}, err
 		}
 		if err := precondition(r, o.Version); err != nil {
@@ -157,7 +151,7 @@ func (s *Service) UpdateOrganization(
 func (s *Service) applyOrganization(now time.Time, o *Organization, in OrganizationUpdate) (err error) {
 	if in.Name != nil {
 		o.Name = *in.Name
-		err = checkName("/name", o.Name)
+		err = checkName(o.Name)
 	}
 	if in.Plan != nil {
 		o.Plan = *in.Plan
@@ -193,7 +187,7 @@ func (s *Service) DeleteOrganization(ctx context.Context, r Request, id authz.Or
 			return outcome{}, err
 		}
 		before := o.document()
-		if err := s.may(ctx, r, op, o, before, nil); err != nil {
+		if err := s.may(ctx, r, op, o, before); err != nil {
 			return outcome{}, err
 		}
 		if !o.DeletedAt.IsZero() {

@@ -111,10 +111,11 @@ type step struct {
 func TestKeys_EveryReplicaAnswersAsTheModel(t *testing.T) {
 	r := newRig(t)
 	replicas := []*store.Store{storetest.Open(t, r.at, r.peppers), storetest.Open(t, r.at, r.peppers)}
-	rapid.Check(t, func(rt *rapid.T) { runModel(rt, t, r, replicas) })
+	rapid.Check(t, func(rt *rapid.T) { runModel(t, rt, r, replicas) })
 }
 
-func runModel(rt *rapid.T, t *testing.T, r *rig, replicas []*store.Store) {
+func runModel(t *testing.T, rt *rapid.T, r *rig, replicas []*store.Store) {
+	t.Helper()
 	org := r.organization(t, "model")
 	suspended := false
 	var keys []*modelKey
@@ -160,7 +161,7 @@ func runModel(rt *rapid.T, t *testing.T, r *rig, replicas []*store.Store) {
 			if err := replica.Synchronize(t.Context()); err != nil {
 				rt.Fatal(err)
 			}
-			judge(rt, t, replica, keys, suspended)
+			judge(t, rt, replica, keys, suspended)
 		}
 	}
 }
@@ -245,7 +246,8 @@ func (r *rig) do(ctx context.Context, org authz.OrganizationID, m *modelKey, s s
 }
 
 // judge asks one replica about every secret, at moments between and behind all ends.
-func judge(rt *rapid.T, t *testing.T, replica *store.Store, keys []*modelKey, suspended bool) {
+func judge(t *testing.T, rt *rapid.T, replica *store.Store, keys []*modelKey, suspended bool) {
+	t.Helper()
 	for _, ahead := range []time.Duration{0, 30 * time.Minute, 90 * time.Minute, 150 * time.Minute, 30 * time.Hour} {
 		checker, err := authz.NewChecker(authz.CheckerOptions{
 			Keys: replica, Policy: allowAll{}, Limiter: noLimiter{}, Clock: shifted{replica.Clock(), ahead},

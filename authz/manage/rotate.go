@@ -87,7 +87,7 @@ func (s *Service) rotate(now time.Time, k *Key, in KeyRotation) (ended []KeySecr
 	}
 	life := k.Lifetime
 	if in.ExpiresInDays != 0 {
-		if life, err = lifetime("/expires_in_days", in.ExpiresInDays, maxLifetimeDays); err != nil {
+		if life, err = lifetime(in.ExpiresInDays, maxLifetimeDays); err != nil {
 			return nil, err
 		}
 	}
@@ -125,7 +125,7 @@ func (s *Service) RevokeKey(ctx context.Context, r Request, org authz.Organizati
 			return outcome{}, err
 		}
 		before := k.document(w.Now())
-		if err := s.may(ctx, r, op, o, before, nil); err != nil {
+		if err := s.may(ctx, r, op, o, before); err != nil {
 			return outcome{}, err
 		}
 		if !k.RevokedAt.IsZero() {
@@ -154,7 +154,7 @@ func (s *Service) RevokeKeySecret(
 			return outcome{}, err
 		}
 		before := k.document(w.Now())
-		if err := s.may(ctx, r, op, o, before, nil); err != nil {
+		if err := s.may(ctx, r, op, o, before); err != nil {
 			return outcome{}, err
 		}
 		i := slices.IndexFunc(k.Secrets, func(s KeySecret) bool { return s.ID == secretID })

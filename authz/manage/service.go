@@ -300,13 +300,20 @@ func organization(ctx context.Context, re Reader, r Request, id authz.Organizati
 	return o, err //nolint:wrapcheck // change and read do
 }
 
-// living is organization for changes: nothing in a deleted one changes any more.
-func living(ctx context.Context, re Reader, r Request, id authz.OrganizationID) (*Organization, error) {
+// livingFor is organization for changes: the actor's role must permit the operation,
+// and nothing in a deleted one changes any more.
+func livingFor(ctx context.Context, re Reader, r Request, op operation, id authz.OrganizationID) (*Organization, error) {
 	o, err := organization(ctx, re, r, id)
-	if err == nil && !o.DeletedAt.IsZero() {
+	if err != nil {
+		return nil, err
+	}
+	if err := op.allows(r.Actor); err != nil {
+		return nil, err
+	}
+	if !o.DeletedAt.IsZero() {
 		return nil, conflict("organization_deleted", "the organization is deleted; nothing in it can be changed")
 	}
-	return o, err
+	return o, nil
 }
 
 // read runs fn on one snapshot.
