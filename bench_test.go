@@ -118,7 +118,7 @@ func benchPolicies(b *testing.B) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	shipped := []byte("standard: {rate: 100, period_seconds: 60, burst: 100}")
+	shipped := []byte("standard: {rate: 100, period_seconds: 60, burst: 100, max_keys: 1000}")
 	if !bytes.Contains(raw, shipped) {
 		b.Fatal("the catalogue has no plan standard as shipped")
 	}
