@@ -178,8 +178,18 @@ func (c *Change) AddAdmin(ctx context.Context, a *Admin, token authz.Secret) err
 	}, token)
 }
 
+// maxRecognizing bounds the connections on which admins are looked up: unknown tokens,
+// however many come, must leave some for those who have been recognized.
+const maxRecognizing = 2
+
 // FindAdmin implements authz.AdminReader: one statement, and nothing is remembered.
 func (s *Store) FindAdmin(ctx context.Context, hash authz.SecretHash) (*authz.Admin, error) {
+	select {
+	case s.recognizing <- struct{}{}:
+		defer func() { <-s.recognizing }()
+	case <-ctx.Done():
+		return nil, translate("look up an admin", ctx.Err())
+	}
 	digests := s.peppers.AppendDigests(nil, hash)
 	arg := make(pq.ByteaArray, len(digests))
 	for i := range digests {

@@ -28,7 +28,7 @@ const (
 
 	checkPoolSize   = 8
 	changesPoolSize = 1
-	managePoolSize  = 4
+	managePoolSize  = 6
 	connectTimeout  = time.Second
 	idleConnection  = 5 * time.Minute
 )

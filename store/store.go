@@ -67,8 +67,9 @@ type Store struct {
 	syncing sync.Mutex
 	// wake makes the follower synchronize at once.
 	wake chan struct{}
-	// writing holds a place for each change that has a connection.
-	writing chan struct{}
+	// writing holds a place for each change that has a connection, recognizing for each
+	// look-up of an admin.
+	writing, recognizing chan struct{}
 
 	stop     context.CancelFunc
 	followed sync.WaitGroup
@@ -87,7 +88,7 @@ var (
 func Open(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(),
-		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1), writing: make(chan struct{}, maxWriting),
+		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1), writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing),
 	}
 	if len(o.Peppers.IDs()) == 0 {
 		return nil, authz.ErrNoPepper
