@@ -167,6 +167,8 @@ func TestConfig_WrongValuesAreRefusedByName(t *testing.T) {
 	refused := map[string][]string{
 		"KEYSTILE_LISTEN":             {"8080", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:65536", "::1:80", "127.0.0.1:-1"},
 		"KEYSTILE_OPS_LISTEN":         {"x"},
+		"KEYSTILE_ADMIN_LISTEN":       {"x", "127.0.0.1:65536"},
+		"KEYSTILE_AUDIT_KEYS":         {"x", short, one + "," + one},
 		"KEYSTILE_PPROF":              {"1", "yes", "TRUE"},
 		"KEYSTILE_INSECURE_PLAINTEXT": {"on"},
 		"KEYSTILE_DATABASE_URL":       {"mysql://x", "localhost", "postgres://a:b@[::1"},
@@ -184,7 +186,6 @@ func TestConfig_WrongValuesAreRefusedByName(t *testing.T) {
 		// What this version has no part for must not be ignored.
 		"KEYSTILE_GRPC_LISTEN":       {"127.0.0.1:1"},
 		"KEYSTILE_PUBLIC_LISTEN":     {"127.0.0.1:1"},
-		"KEYSTILE_ADMIN_LISTEN":      {"127.0.0.1:1"},
 		"KEYSTILE_POLICY_BUNDLE_URL": {"https://a/b"},
 		"KEYSTILE_POLICY_BUNDLE_KEY": {"x"},
 	}

@@ -227,6 +227,8 @@ func (d *dev) environment() map[string]string {
 		"KEYSTILE_DEPLOYMENT":   store.DeploymentDev,
 		"KEYSTILE_LISTEN":       d.options.listen,
 		"KEYSTILE_OPS_LISTEN":   d.options.opsListen,
+		// Beside the database, as in earnest: `audit-log verify --checkpoint` reads it.
+		"KEYSTILE_AUDIT_CHECKPOINTS": filepath.Join(d.options.dir, "audit-checkpoints"),
 	}
 	if d.redis != nil {
 		env["KEYSTILE_REDIS_URL"] = d.redis.URL()

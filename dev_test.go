@@ -21,6 +21,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/store/storetest"
 )
 
 // programLimit bounds how long a started program may take for anything.
@@ -358,5 +361,36 @@ func TestE2E_DevRunsAsANormalUser(t *testing.T) {
 	}
 	if !mayTicket(t, info, info.Keys["acme_live"]) {
 		t.Error("denied")
+	}
+}
+
+// A demonstration that is started again after months still has its admin.
+func TestDev_AdminIsRenewedBeforeItEnds(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "dev")
+	s := storetest.Open(t, at, peppers)
+	format, err := authz.NewKeyFormat(authz.DefaultKeyPrefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets, err := loadDevSecrets(t.TempDir(), format)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() time.Duration {
+		admin, err := s.FindAdmin(t.Context(), authz.NewSecret(secrets.AdminToken).Hash())
+		if err != nil || admin == nil {
+			t.Fatal(admin, err)
+		}
+		return min(time.Until(admin.ExpiresAt), time.Until(admin.TokenExpiresAt))
+	}
+	for range 2 {
+		if _, err := seedDemo(t.Context(), s, secrets, format); err != nil {
+			t.Fatal(err)
+		}
+		if left() < demoAdminLifetime-time.Hour {
+			t.Errorf("it works for %v", left())
+		}
+		storetest.Exec(t, at, `UPDATE admins SET expires_at = now() - interval '1 day'`)
+		storetest.Exec(t, at, `UPDATE admin_tokens SET expires_at = now() - interval '1 day'`)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
 )
 
@@ -126,7 +127,7 @@ func seedDemo(ctx context.Context, s *store.Store, secrets devSecrets, format au
 		}
 	}
 	if len(ids) == len(demoOrganizations()) {
-		return ids, nil
+		return ids, renewDemoAdmin(ctx, s, authz.NewSecret(secrets.AdminToken))
 	}
 	_, err := s.Change(ctx, func(ctx context.Context, c *store.Change) error {
 		return writeDemo(ctx, c, secrets, format, ids)
@@ -135,6 +136,33 @@ func seedDemo(ctx context.Context, s *store.Store, secrets devSecrets, format au
 		return nil, fmt.Errorf("write the demonstration's data: %w", err)
 	}
 	return ids, nil
+}
+
+// renewDemoAdmin gives the demonstration's admin, whose token no one else can renew,
+// its whole life again when it has come near its end. One that was removed stays so.
+func renewDemoAdmin(ctx context.Context, s *store.Store, token authz.Secret) error {
+	found, err := s.FindAdmin(ctx, token.Hash())
+	if err != nil || found == nil || s.Clock().Now().Add(demoAdminLifetime/2).Before(found.TokenExpiresAt) {
+		return err //nolint:wrapcheck // the caller does
+	}
+	_, err = s.Write(ctx, true, func(ctx context.Context, w manage.Writer) error {
+		everyone := manage.TenantOf(&authz.Admin{Role: authz.RolePlatformAdmin})
+		a, err := w.Admin(ctx, everyone, found.ID)
+		if err != nil {
+			return err //nolint:wrapcheck // the caller does
+		}
+		a.ExpiresAt = w.Now().Add(demoAdminLifetime)
+		for i := range a.Tokens {
+			if t := &a.Tokens[i]; t.ID == found.TokenID {
+				t.ExpiresAt = a.ExpiresAt
+				if err := w.EndAdminToken(ctx, everyone, a, t); err != nil {
+					return err //nolint:wrapcheck // the caller does
+				}
+			}
+		}
+		return w.UpdateAdmin(ctx, everyone, a) //nolint:wrapcheck // the caller does
+	})
+	return err //nolint:wrapcheck // the caller does
 }
 
 func writeDemo(ctx context.Context, c *store.Change, secrets devSecrets, format authz.KeyFormat, ids map[string]string) error {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
 )
 
@@ -17,7 +18,7 @@ func newPeppersCommand() *cobra.Command {
 		Use: "peppers", Short: "Look at the peppers, on the database", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newPeppersStatusCommand())
+	cmd.AddCommand(newPeppersStatusCommand(), newAuditKeysCommand())
 	return cmd
 }
 
@@ -28,7 +29,8 @@ type shownPepper struct {
 	KeySecrets int    `json:"key_secrets" yaml:"key_secrets"`
 	Callers    int    `json:"callers"     yaml:"callers"`
 	Admins     int    `json:"admins"      yaml:"admins"`
-	// State is new_secrets, in_use, removable, unused, missing or different.
+	AuditRows  int    `json:"audit_rows"  yaml:"audit_rows"`
+	// State is new_secrets, in_use, audit_log, removable, unused, missing or different.
 	State string `json:"state" yaml:"state"`
 }
 
@@ -41,8 +43,10 @@ func newPeppersStatusCommand() *cobra.Command {
 To change the pepper: give the new one as the second to every replica, then as the
 first. Each secret that is used moves to the first one by itself. What is never used
 stays; rotate or revoke it, or keep the old pepper. A pepper can be taken out of
-KEYSTILE_PEPPERS when its state is removable. Exit status 3 when one is missing or
-has other bytes: serve would refuse to start.`,
+KEYSTILE_PEPPERS when its state is removable. In state audit_log only rows of the
+audit log need it, whose keys are made of the peppers unless KEYSTILE_AUDIT_KEYS
+says otherwise: set that to what "keystile peppers audit-keys" prints. Exit status 3
+when a pepper is missing or has other bytes: serve would refuse to start.`,
 		Args: cobra.NoArgs,
 	}
 	output := cmd.Flags().StringP("output", "o", "table", "table, json or yaml")
@@ -59,7 +63,10 @@ has other bytes: serve would refuse to start.`,
 		shown := make([]shownPepper, 0, len(uses))
 		var wrong store.PepperError
 		for _, u := range uses {
-			row := shownPepper{u.ID, u.Configured, u.KeySecrets, u.CallerTokens, u.AdminTokens, pepperState(u)}
+			if len(cfg.AuditKeys.IDs()) > 0 {
+				u.AuditRows = 0 // they are under keys of their own
+			}
+			row := shownPepper{u.ID, u.Configured, u.KeySecrets, u.CallerTokens, u.AdminTokens, u.AuditRows, pepperState(u)}
 			shown = append(shown, row)
 			switch row.State {
 			case "missing":
@@ -79,6 +86,30 @@ has other bytes: serve would refuse to start.`,
 	return cmd
 }
 
+func newAuditKeysCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "audit-keys",
+		Short: "Print the audit log's keys, for KEYSTILE_AUDIT_KEYS",
+		Long: `Print the keys that seal the audit log, in the form of KEYSTILE_AUDIT_KEYS: a secret,
+for a file or a secret manager. Without that setting they are made of
+KEYSTILE_PEPPERS, and with it peppers can be removed without losing the keys.`,
+		Example: "  keystile peppers audit-keys >audit-keys.txt",
+		Args:    cobra.NoArgs,
+	}
+	load := addConfigFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := load(cmd, needsPeppers)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), manage.AuditKeys(cfg.AuditKeys, cfg.Peppers).Reveal()); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		return nil
+	}
+	return cmd
+}
+
 func pepperState(u store.PepperUse) string {
 	inUse := u.KeySecrets+u.CallerTokens+u.AdminTokens > 0
 	switch {
@@ -90,6 +121,8 @@ func pepperState(u store.PepperUse) string {
 		return "missing"
 	case inUse:
 		return "in_use"
+	case u.AuditRows > 0:
+		return "audit_log"
 	case u.Configured:
 		return "removable"
 	}
@@ -107,9 +140,9 @@ func printPeppers(w io.Writer, output string, shown []shownPepper) error {
 		err = yaml.NewEncoder(w).Encode(shown)
 	case "table":
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(table, "PEPPER\tCONFIGURED\tKEY SECRETS\tCALLERS\tADMINS\tSTATE")
+		_, _ = fmt.Fprintln(table, "PEPPER\tCONFIGURED\tKEY SECRETS\tCALLERS\tADMINS\tAUDIT ROWS\tSTATE")
 		for _, p := range shown {
-			_, _ = fmt.Fprintf(table, "%s\t%t\t%d\t%d\t%d\t%s\n", p.ID, p.Configured, p.KeySecrets, p.Callers, p.Admins, p.State)
+			_, _ = fmt.Fprintf(table, "%s\t%t\t%d\t%d\t%d\t%d\t%s\n", p.ID, p.Configured, p.KeySecrets, p.Callers, p.Admins, p.AuditRows, p.State)
 		}
 		err = table.Flush()
 	default:

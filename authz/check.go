@@ -104,8 +104,20 @@ func PresentForeign(text string) Presented { return PresentHash(NewSecret(text).
 // Malformed tells whether a text was presented that is never looked up.
 func (p Presented) Malformed() bool { return p.state == presentedMalformed }
 
-// PresentHash takes the SHA-256 of what the client sent.
-func PresentHash(h SecretHash) Presented { return Presented{state: presentedHash, hash: h} }
+// PresentHash takes the SHA-256 of what the client sent. That of the empty text is of
+// a client that sent nothing.
+func PresentHash(h SecretHash) Presented {
+	empty := SecretHash{
+		0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14,
+		0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
+		0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c,
+		0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+	}
+	if h == empty {
+		return Presented{}
+	}
+	return Presented{state: presentedHash, hash: h}
+}
 
 // CheckerOptions are what a Checker needs and how it speaks to end clients.
 type CheckerOptions struct {

@@ -414,3 +414,13 @@ func TestCallers_OnlyAKnownLiveCallerWithThePermissionPasses(t *testing.T) {
 		}
 	}
 }
+
+// An app that hashes what its client did not send asks with the hash of nothing.
+func TestPresentHash_OfNothingIsNothing(t *testing.T) {
+	if p := PresentHash(NewSecret("").Hash()); p != (Presented{}) {
+		t.Errorf("%+v", p)
+	}
+	if p := PresentHash(NewSecret("x").Hash()); p == (Presented{}) {
+		t.Error("something is nothing")
+	}
+}

@@ -25,7 +25,7 @@ const (
 	maxForeignLength = 256
 	minForeignSet    = 16
 	// MaxForeignFormats bounds how many can be declared.
-	MaxForeignFormats = 16
+	MaxForeignFormats = 64
 )
 
 // NewForeignFormat makes a format. The alphabet is one of the names hex, base32,
@@ -36,8 +36,8 @@ func NewForeignFormat(prefix string, length int, alphabet string) (ForeignFormat
 	switch {
 	case prefix == "" || len(prefix) > maxForeignPrefix || !printableASCII(prefix):
 		return ForeignFormat{}, errors.New("the prefix must be 1 to 32 printable ASCII characters")
-	case strings.HasPrefix(prefix, "ksc_") || strings.HasPrefix(prefix, "ksa_"):
-		return ForeignFormat{}, errors.New("the prefix must not be that of callers' or admins' tokens")
+	case alike(prefix, CallerTokens().prefix) || alike(prefix, AdminTokens().prefix):
+		return ForeignFormat{}, errors.New("the prefix must not be that of callers' or admins' tokens, nor a part of it")
 	case length < 1 || length > maxForeignLength:
 		return ForeignFormat{}, errors.New("the length must be from 1 to 256 characters after the prefix")
 	}
@@ -50,6 +50,9 @@ func NewForeignFormat(prefix string, length int, alphabet string) (ForeignFormat
 	}
 	return ForeignFormat{Prefix: prefix, Length: length, Alphabet: set}, nil
 }
+
+// alike tells whether a text can begin with both.
+func alike(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }
 
 func alphabetOf(name string) (string, error) {
 	const digits, upper, lower = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
@@ -109,7 +112,7 @@ func (f ForeignFormat) Accepts(text string) bool {
 func (f KeyFormat) Overlaps(foreign ForeignFormat) bool {
 	for _, own := range []string{f.live, f.test} {
 		if own != "" && len(own)+secretTailLen == len(foreign.Prefix)+foreign.Length &&
-			(strings.HasPrefix(own, foreign.Prefix) || strings.HasPrefix(foreign.Prefix, own)) {
+			alike(own, foreign.Prefix) {
 			return true
 		}
 	}

@@ -35,19 +35,21 @@ func TestForeignFormat_WhatCouldBeGuessedOrMixedUpIsRefused(t *testing.T) {
 		length   int
 		alphabet string
 	}{
-		"127 bits":             {"a_", 31, "hex"},
-		"digits alone":         {"a_", 36, "0123456789"},
-		"no prefix":            {"", 64, "hex"},
-		"a long prefix":        {strings.Repeat("a", 33), 64, "hex"},
-		"white space":          {"a b", 64, "hex"},
-		"a caller's token":     {"ksc_", 36, "base62"},
-		"an admin's token":     {"ksa_x", 36, "base62"},
-		"no length":            {"a_", 0, "hex"},
-		"no alphabet":          {"a_", 64, ""},
-		"an unknown alphabet":  {"a_", 64, "base99"},
-		"doubled characters":   {"a_", 64, "00123456789abcdef"},
-		"an alphabet of space": {"a_", 64, "0123456789abcde "},
-		"too long":             {"a_", 257, "hex"},
+		"127 bits":                   {"a_", 31, "hex"},
+		"digits alone":               {"a_", 36, "0123456789"},
+		"no prefix":                  {"", 64, "hex"},
+		"a long prefix":              {strings.Repeat("a", 33), 64, "hex"},
+		"white space":                {"a b", 64, "hex"},
+		"a caller's token":           {"ksc_", 36, "base62"},
+		"an admin's token":           {"ksa_x", 36, "base62"},
+		"a part of a caller's token": {"ks", 38, "base62"},
+		"the first letter of tokens": {"k", 64, "hex"},
+		"no length":                  {"a_", 0, "hex"},
+		"no alphabet":                {"a_", 64, ""},
+		"an unknown alphabet":        {"a_", 64, "base99"},
+		"doubled characters":         {"a_", 64, "00123456789abcdef"},
+		"an alphabet of space":       {"a_", 64, "0123456789abcde "},
+		"too long":                   {"a_", 257, "hex"},
 	} {
 		if _, err := authz.NewForeignFormat(tt.prefix, tt.length, tt.alphabet); err == nil {
 			t.Errorf("%s is accepted", name)
@@ -106,6 +108,13 @@ func TestPeppers_DerivedKeysAreOthers(t *testing.T) {
 			}
 			seen[mac] = name + " " + id
 		}
+	}
+	if read, err := authz.ParsePeppers(d.Reveal()); err != nil {
+		t.Error(err)
+	} else if a, _ := read.MAC("b", nil); a == [32]byte{} {
+		t.Error("what is revealed makes no MACs")
+	} else if b, _ := d.MAC("b", nil); a != b {
+		t.Error("what is revealed makes other MACs")
 	}
 	again, _ := p.Derive("one").MAC("a", []byte("text"))
 	if want, _ := d.MAC("a", []byte("text")); again != want {

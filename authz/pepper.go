@@ -133,6 +133,16 @@ func (p Peppers) Derive(label string) Peppers {
 	return out
 }
 
+// Reveal returns what ParsePeppers reads. It belongs into the one command that prints
+// keys for an operator to keep.
+func (p Peppers) Reveal() string {
+	parts := make([]string, len(p.list))
+	for i, pep := range p.list {
+		parts[i] = pep.id + ":" + base64.StdEncoding.EncodeToString(pep.key)
+	}
+	return strings.Join(parts, ",")
+}
+
 // MAC returns HMAC-SHA-256 of data under the key with the given id, or ErrNoPepper.
 func (p Peppers) MAC(id string, data []byte) ([sha256.Size]byte, error) {
 	for _, pep := range p.list {

@@ -16,24 +16,26 @@ var _ authz.AdminReader = (*Store)(nil)
 // adminsSQL reads admins. A platform admin has no organization, so that only
 // Everyone sees one.
 const adminsSQL = `
-SELECT id, name, role, organization_id, created_at, created_by, expires_at, revoked_at
+SELECT id, name, role, organization_id, created_at, created_by, expires_at, lifetime_seconds, revoked_at
 FROM admins WHERE ($1::boolean OR organization_id = $2::uuid)`
 
 type adminRow struct {
-	ID             authz.AdminID        `db:"id"`
-	Name           string               `db:"name"`
-	Role           string               `db:"role"`
-	OrganizationID authz.OrganizationID `db:"organization_id"`
-	CreatedAt      sql.NullTime         `db:"created_at"`
-	CreatedBy      string               `db:"created_by"`
-	ExpiresAt      sql.NullTime         `db:"expires_at"`
-	RevokedAt      sql.NullTime         `db:"revoked_at"`
+	ID              authz.AdminID        `db:"id"`
+	Name            string               `db:"name"`
+	Role            string               `db:"role"`
+	OrganizationID  authz.OrganizationID `db:"organization_id"`
+	CreatedAt       sql.NullTime         `db:"created_at"`
+	CreatedBy       string               `db:"created_by"`
+	ExpiresAt       sql.NullTime         `db:"expires_at"`
+	LifetimeSeconds sql.NullInt64        `db:"lifetime_seconds"`
+	RevokedAt       sql.NullTime         `db:"revoked_at"`
 }
 
 func (r adminRow) thing() (manage.Admin, error) { //nolint:unparam // list asks for it
 	return manage.Admin{
 		ID: r.ID, Name: r.Name, Role: authz.Role(r.Role), OrganizationID: r.OrganizationID, CreatedAt: utc(r.CreatedAt),
-		CreatedBy: r.CreatedBy, ExpiresAt: utc(r.ExpiresAt), RevokedAt: utc(r.RevokedAt),
+		CreatedBy: r.CreatedBy, ExpiresAt: utc(r.ExpiresAt), Lifetime: time.Duration(r.LifetimeSeconds.Int64) * time.Second,
+		RevokedAt: utc(r.RevokedAt),
 	}, nil
 }
 
@@ -81,11 +83,11 @@ func (c *Change) InsertAdmin(ctx context.Context, t manage.Tenant, a *manage.Adm
 		return errOneSecret
 	}
 	err := c.exec(ctx, "add an admin", `
-		INSERT INTO admins (id, organization_id, name, role, created_at, created_by, expires_at, revoked_at, revision)
-		SELECT $3::uuid, $4::uuid, $5::text, $6::text, $7::timestamptz, $8::text, $9::timestamptz, $10::timestamptz, $11::bigint
+		INSERT INTO admins (id, organization_id, name, role, created_at, created_by, expires_at, lifetime_seconds, revoked_at, revision)
+		SELECT $3::uuid, $4::uuid, $5::text, $6::text, $7::timestamptz, $8::text, $9::timestamptz, $10::bigint, $11::timestamptz, $12::bigint
 		WHERE ($1::boolean OR $4::uuid = $2::uuid)`,
 		t.Everyone(), t.Organization(), a.ID, a.OrganizationID, a.Name, string(a.Role), c.timeOr(a.CreatedAt), a.CreatedBy,
-		a.ExpiresAt, optionalTime(a.RevokedAt), c.revision)
+		a.ExpiresAt, lifetimeColumn(a.Lifetime), optionalTime(a.RevokedAt), c.revision)
 	if err != nil {
 		return err
 	}
@@ -95,9 +97,9 @@ func (c *Change) InsertAdmin(ctx context.Context, t manage.Tenant, a *manage.Adm
 // UpdateAdmin implements manage.Writer. Revoked is for ever.
 func (c *Change) UpdateAdmin(ctx context.Context, t manage.Tenant, a *manage.Admin) error {
 	return c.exec(ctx, "change an admin", `
-		UPDATE admins SET expires_at = $4, revoked_at = COALESCE(revoked_at, $5), revision = $6
+		UPDATE admins SET expires_at = $4, lifetime_seconds = $5, revoked_at = COALESCE(revoked_at, $6), revision = $7
 		WHERE ($1::boolean OR organization_id = $2::uuid) AND id = $3::uuid`,
-		t.Everyone(), t.Organization(), a.ID, a.ExpiresAt, optionalTime(a.RevokedAt), c.revision)
+		t.Everyone(), t.Organization(), a.ID, a.ExpiresAt, lifetimeColumn(a.Lifetime), optionalTime(a.RevokedAt), c.revision)
 }
 
 // InsertAdminToken implements manage.Writer.
@@ -174,7 +176,8 @@ func (c *Change) AddAdmin(ctx context.Context, a *Admin, token authz.Secret) err
 	}
 	return c.InsertAdmin(ctx, everyone(), &manage.Admin{
 		ID: a.ID, OrganizationID: a.Organization, Name: a.Name, Role: a.Role, ExpiresAt: a.ExpiresAt,
-		Tokens: []manage.Token{{ID: authz.NewSecretID(c.now), Hint: authz.AdminTokens().Hint(token), ExpiresAt: a.ExpiresAt}},
+		Lifetime: a.ExpiresAt.Sub(c.now),
+		Tokens:   []manage.Token{{ID: authz.NewSecretID(c.now), Hint: authz.AdminTokens().Hint(token), ExpiresAt: a.ExpiresAt}},
 	}, token)
 }
 

@@ -111,6 +111,10 @@ func (r *reads) AuditChains(ctx context.Context, t manage.Tenant, since int64) (
 		ORDER BY organization_id, sequence DESC`, t.Everyone(), t.Organization(), since)
 }
 
+// saneAt is NULL for what Go or JSON cannot hold, such as infinity: one such row must not
+// hide all others.
+const saneAt = `CASE WHEN at BETWEEN '0001-01-03' AND '9999-12-29' THEN at END`
+
 type auditRow struct {
 	ID          authz.EventID        `db:"id"`
 	Chain       authz.OrganizationID `db:"organization_id"`
@@ -150,7 +154,7 @@ func (r *reads) AuditEvents(
 		page = ` AND sequence > $6::bigint ORDER BY sequence LIMIT $7`
 	}
 	return list[manage.AuditEvent, auditRow](ctx, r, "read the audit log", `
-		SELECT id, organization_id, sequence, at, revision, actor_type, actor_id, action, target, before, after,
+		SELECT id, organization_id, sequence, `+saneAt+` AS at, revision, actor_type, actor_id, action, target, before, after,
 			address, request_id, key_id, previous_mac, mac
 		FROM audit_log WHERE ($1::boolean OR organization_id = $2::uuid)`+ofChain(chain)+`
 			AND ($4::text = '' OR action = $4::text) AND ($5::text = '' OR target = $5::text)`+page,

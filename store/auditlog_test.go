@@ -116,3 +116,23 @@ func TestAuditLog_ChainsArePagedAndHaveHeads(t *testing.T) {
 		return err
 	})
 }
+
+// A row that was meddled with comes out, whatever stands in it: else nobody would find it.
+func TestAuditLog_ATimeThatIsNoneComesOut(t *testing.T) {
+	for _, at := range []string{"infinity", "-infinity", "20000-01-01", "0044-03-15 BC"} {
+		url := storetest.Migrated(t)
+		s := storetest.Open(t, url, storetest.Peppers(t, "p1"))
+		w := newWhole(t, s, "acme")
+		manageWrite(t, s, func(ctx context.Context, c manage.Writer) error {
+			return c.AppendAudit(ctx, []manage.AuditEvent{event(c, w.organization.ID, 1), event(c, w.organization.ID, 2)})
+		})
+		storetest.Exec(t, url, `UPDATE audit_log SET at = $1 WHERE sequence = 1`, at)
+		manageRead(t, s, func(ctx context.Context, r manage.Reader) error {
+			events, err := r.AuditEvents(ctx, all(), w.organization.ID, manage.AuditFilter{OldestFirst: true, Limit: 10})
+			if len(events) != 2 || !events[0].At.IsZero() || events[1].At.IsZero() {
+				t.Errorf("at %s: %+v", at, events)
+			}
+			return err
+		})
+	}
+}

@@ -17,6 +17,11 @@ const notifyChannel = "keystile_changes"
 // waits for the first's row lock, later ones here, so that reads always find one free.
 const maxWriting = 2
 
+// maxWaitingChanges bounds those that wait here: beyond it a change is refused at once.
+const maxWaitingChanges = 256
+
+var errTooManyChanges = errors.New("too many changes are waiting")
+
 // Change is one management transaction; it is a manage.Writer. It holds the
 // revision's row lock, so that revisions become visible in their own order. Not safe
 // for concurrent use.
@@ -43,13 +48,14 @@ func (s *Store) Write(
 	return s.change(ctx, keep, func(ctx context.Context, c *Change) error { return fn(ctx, c) })
 }
 
-func (s *Store) change(ctx context.Context, keep bool, do func(context.Context, *Change) error) (int64, error) {
-	select {
-	case s.writing <- struct{}{}:
-		defer func() { <-s.writing }()
-	case <-ctx.Done():
-		return 0, translate("begin a change", ctx.Err())
+// change waits for its turn as long as asked does. From then on nothing is cut short: a
+// client that leaves must not cost the connection, nor leave a change half known.
+func (s *Store) change(asked context.Context, keep bool, do func(context.Context, *Change) error) (int64, error) {
+	if err := s.takeTurn(asked); err != nil {
+		return 0, translate("begin a change", err)
 	}
+	defer func() { <-s.writing }()
+	ctx := context.WithoutCancel(asked)
 	tx, err := s.manage.BeginTxx(ctx, nil)
 	if err != nil {
 		return 0, translate("begin a change", err)
@@ -65,6 +71,11 @@ func (s *Store) change(ctx context.Context, keep bool, do func(context.Context, 
 		return 0, translate("take the next revision", err)
 	}
 	c.now = c.now.UTC()
+	// Who left while it waited for the lock has been told that it failed: it must not be
+	// done later.
+	if err := asked.Err(); err != nil {
+		return 0, translate("begin a change", err)
+	}
 	if err := do(ctx, c); err != nil {
 		return 0, err
 	}
@@ -78,6 +89,21 @@ func (s *Store) change(ctx context.Context, keep bool, do func(context.Context, 
 		return 0, translate("commit a change", err)
 	}
 	return c.revision, nil
+}
+
+// takeTurn waits for a place among the changes that have a connection.
+func (s *Store) takeTurn(ctx context.Context) error {
+	if s.waiting.Add(1) > maxWaitingChanges {
+		s.waiting.Add(-1)
+		return authz.Unavailable("begin a change", errTooManyChanges)
+	}
+	defer s.waiting.Add(-1)
+	select {
+	case s.writing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err() //nolint:wrapcheck // change does
+	}
 }
 
 // Revision implements manage.Writer.

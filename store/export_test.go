@@ -7,6 +7,16 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
+// The bounds that tests know.
+const (
+	HeartbeatGrace    = heartbeatGrace
+	MaxWriting        = maxWriting
+	MaxWaitingChanges = maxWaitingChanges
+)
+
+// WaitingChanges is how many changes wait for their turn.
+func (s *Store) WaitingChanges() int { return int(s.waiting.Load()) }
+
 // StopFollowing makes a replica fall silent: it hears of no change until Synchronize.
 func (s *Store) StopFollowing() {
 	s.stop()
@@ -36,6 +46,7 @@ func (s *Store) AgeHeartbeat(by time.Duration) {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
 	s.replica.beaten -= by
+	s.replica.covered -= by
 }
 
 // Conclusive tells whether digests that are unknown as of these revisions are unknown.

@@ -38,7 +38,8 @@ func (c *Change) ImportKeys(ctx context.Context, t manage.Tenant, keys []manage.
 	return duplicates, c.insertSecrets(ctx, t, secrets)
 }
 
-// knownHashes tells which hashes any organization's key has. Nothing more is told of it.
+// knownHashes tells which hashes any organization's key, any caller or any admin has.
+// Nothing more is told of it. One secret must not open two things.
 func (c *Change) knownHashes(ctx context.Context, keys []manage.ImportedKey) (map[authz.SecretHash]bool, error) {
 	hashes := make(map[authz.Digest]authz.SecretHash, len(keys))
 	var digests pq.ByteaArray
@@ -49,7 +50,10 @@ func (c *Change) knownHashes(ctx context.Context, keys []manage.ImportedKey) (ma
 		}
 	}
 	var found [][]byte
-	err := c.tx.SelectContext(ctx, &found, `SELECT digest FROM key_secrets WHERE digest = ANY ($1)`, digests)
+	err := c.tx.SelectContext(ctx, &found, `
+		SELECT digest FROM key_secrets WHERE digest = ANY ($1)
+		UNION ALL SELECT digest FROM caller_tokens WHERE digest = ANY ($1)
+		UNION ALL SELECT digest FROM admin_tokens WHERE digest = ANY ($1)`, digests)
 	if err != nil {
 		return nil, translate("look for imported keys", err)
 	}
@@ -62,28 +66,29 @@ func (c *Change) knownHashes(ctx context.Context, keys []manage.ImportedKey) (ma
 
 // DeclareFormat implements manage.Writer. Formats are within Everyone alone;
 // declaring one again changes nothing.
-func (c *Change) DeclareFormat(ctx context.Context, t manage.Tenant, f authz.ForeignFormat) error {
+func (c *Change) DeclareFormat(ctx context.Context, t manage.Tenant, f authz.ForeignFormat) (declared bool, err error) {
 	var count int
-	var declared sql.NullBool
-	err := c.tx.QueryRowxContext(ctx, `
+	var known sql.NullBool
+	err = c.tx.QueryRowxContext(ctx, `
 		SELECT count(*), bool_or(prefix = $2 AND length = $3 AND alphabet = $4) FROM foreign_formats WHERE $1::boolean`,
-		t.Everyone(), f.Prefix, f.Length, f.Alphabet).Scan(&count, &declared)
+		t.Everyone(), f.Prefix, f.Length, f.Alphabet).Scan(&count, &known)
 	if err != nil {
-		return translate("read the foreign formats", err)
+		return false, translate("read the foreign formats", err)
 	}
-	if declared.Bool {
-		return nil
+	if known.Bool {
+		return false, nil
 	}
 	if count >= authz.MaxForeignFormats {
-		return &authz.Error{
+		return false, &authz.Error{
 			Kind: authz.KindConflict, Code: "too_many_formats",
 			Message: fmt.Sprintf("%d forms of foreign secrets are declared, and there cannot be more", authz.MaxForeignFormats),
 		}
 	}
-	return c.exec(ctx, "declare a foreign format", `
+	err = c.exec(ctx, "declare a foreign format", `
 		INSERT INTO foreign_formats (prefix, length, alphabet, revision)
 		SELECT $2::text, $3::integer, $4::text, $5::bigint WHERE $1::boolean`,
 		t.Everyone(), f.Prefix, f.Length, f.Alphabet, c.revision)
+	return err == nil, err
 }
 
 // readFormats reads all foreign formats: they are few.

@@ -66,6 +66,28 @@ func TestImportKeys_DuplicatesAreLeftOut(t *testing.T) {
 	})
 }
 
+// A token of a caller or an admin is no key: one secret must not be both.
+func TestImportKeys_TokensOfCallersAndAdminsAreDuplicates(t *testing.T) {
+	at := storetest.Migrated(t)
+	old, fresh := authz.NewPepper("p1"), authz.NewPepper("p2")
+	underOld := newWhole(t, storetest.Open(t, at, parsePeppers(t, old)), "globex")
+	s := storetest.Open(t, at, parsePeppers(t, fresh, old))
+	w := newWhole(t, s, "acme")
+	manageWrite(t, s, func(ctx context.Context, c manage.Writer) error {
+		var keys []manage.ImportedKey
+		for _, secret := range []authz.Secret{
+			w.callerToken, authz.NewSecret("legacy"), w.adminToken, underOld.callerToken, underOld.adminToken,
+		} {
+			keys = append(keys, manage.ImportedKey{Key: newKey(c.Now(), w.organization.ID), Hash: secret.Hash()})
+		}
+		duplicates, err := c.ImportKeys(ctx, all(), keys)
+		if !slices.Equal(duplicates, []int{0, 2, 3, 4}) {
+			t.Errorf("duplicates %v", duplicates)
+		}
+		return err
+	})
+}
+
 // A declared form is let through on every replica, and only so many can be.
 func TestDeclareFormat_ReachesEveryReplica(t *testing.T) {
 	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
@@ -75,15 +97,21 @@ func TestDeclareFormat_ReachesEveryReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := "legacy_" + strings.Repeat("0f", 16)
-	declare := func(f authz.ForeignFormat) error {
-		_, err := here.Write(t.Context(), true, func(ctx context.Context, c manage.Writer) error { return c.DeclareFormat(ctx, all(), f) })
-		return err
+	declare := func(f authz.ForeignFormat) (declared bool, err error) {
+		_, failed := here.Write(t.Context(), true, func(ctx context.Context, c manage.Writer) error {
+			declared, err = c.DeclareFormat(ctx, all(), f)
+			return err
+		})
+		return declared, failed
 	}
 	if there.AcceptsForeign(text) {
 		t.Error("accepted before it was declared")
 	}
-	if err := errors.Join(declare(f), declare(f)); err != nil {
-		t.Fatal(err)
+	if declared, err := declare(f); err != nil || !declared {
+		t.Fatalf("declared anew: %t, %v", declared, err)
+	}
+	if declared, err := declare(f); err != nil || declared {
+		t.Fatalf("declared anew a second time: %t, %v", declared, err)
 	}
 	if err := there.Synchronize(t.Context()); err != nil {
 		t.Fatal(err)
@@ -99,17 +127,17 @@ func TestDeclareFormat_ReachesEveryReplica(t *testing.T) {
 	}
 	for i := 1; i < authz.MaxForeignFormats; i++ {
 		f.Length = 32 + i
-		if err := declare(f); err != nil {
+		if _, err := declare(f); err != nil {
 			t.Fatal(err)
 		}
 	}
 	f.Length = 100
 	var full *authz.Error
-	if err := declare(f); !errors.As(err, &full) || full.Kind != authz.KindConflict || full.Code != "too_many_formats" {
+	if _, err := declare(f); !errors.As(err, &full) || full.Kind != authz.KindConflict || full.Code != "too_many_formats" {
 		t.Errorf("%v", err)
 	}
 	f.Length = 32
-	if err := declare(f); err != nil {
+	if _, err := declare(f); err != nil {
 		t.Errorf("one that is declared already: %v", err)
 	}
 }

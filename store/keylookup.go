@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -151,10 +152,10 @@ func (r *keyRow) key() (*authz.Key, error) {
 			return nil, fmt.Errorf("its rate limit is invalid: %w", err)
 		}
 	}
-	if k.Metadata, err = metadata(r.Metadata); err != nil {
+	if k.Metadata, err = boundedMetadata(r.Metadata); err != nil {
 		return nil, err
 	}
-	if k.Organization.Metadata, err = metadata(r.OrganizationMetadata); err != nil {
+	if k.Organization.Metadata, err = boundedMetadata(r.OrganizationMetadata); err != nil {
 		return nil, fmt.Errorf("its organization: %w", err)
 	}
 	return k, nil
@@ -183,18 +184,26 @@ func rate(rate, periodSeconds, burst sql.NullInt64) *authz.Rate {
 	}
 }
 
-// metadata compacts a JSON object, so that answers can carry its text as it is.
+// maxMetadata bounds what a check holds and answers; management takes far less.
+const maxMetadata = 64 << 10
+
+// boundedMetadata is metadata for checks, which keep it in memory.
+func boundedMetadata(raw []byte) (authz.Metadata, error) {
+	if len(raw) > maxMetadata {
+		return "", fmt.Errorf("its metadata has more than %d bytes", maxMetadata)
+	}
+	return metadata(raw)
+}
+
+// metadata compacts a JSON object and changes nothing else, so that answers can carry
+// its owner's text as it is.
 func metadata(raw []byte) (authz.Metadata, error) {
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, raw); err != nil || compact.Len() == 0 || compact.Bytes()[0] != '{' {
 		return "", errors.New("its metadata is not a JSON object")
 	}
-	if len(object) == 0 {
+	if compact.Len() == len("{}") {
 		return "", nil
 	}
-	compact, err := json.Marshal(object)
-	if err != nil {
-		return "", errors.New("its metadata cannot be encoded")
-	}
-	return authz.Metadata(compact), nil
+	return authz.Metadata(compact.String()), nil
 }

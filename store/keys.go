@@ -24,11 +24,11 @@ INSERT INTO api_keys (id, organization_id, external_id, name, environment, scope
 	rate_limit_rate, rate_limit_period_seconds, rate_limit_burst, metadata, revision)
 SELECT r.id, o.id, r.external_id, r.name, r.environment, r.scopes, r.created_at, r.created_by,
 	r.expires_at, r.lifetime_seconds, r.revoked_at, r.disabled_at, r.restricted, r.allowed_cidrs,
-	r.rate, r.period_seconds, r.burst, r.metadata, $4::bigint
+	r.rate, r.period_seconds, r.burst, r.metadata::json, $4::bigint
 FROM json_to_recordset($3::json) AS r(id uuid, organization_id uuid, external_id text, name text, environment text,
 	scopes text[], created_at timestamptz, created_by text, expires_at timestamptz, lifetime_seconds bigint,
 	revoked_at timestamptz, disabled_at timestamptz, restricted boolean, allowed_cidrs cidr[],
-	rate integer, period_seconds integer, burst integer, metadata jsonb)
+	rate integer, period_seconds integer, burst integer, metadata text)
 JOIN organizations o ON o.id = r.organization_id
 WHERE ($1::boolean OR o.id = $2::uuid)`
 
@@ -44,24 +44,24 @@ WHERE ($1::boolean OR k.organization_id = $2::uuid)`
 // keyRecord is a row of insertKeysSQL, secretRecord one of insertSecretsSQL.
 type (
 	keyRecord struct {
-		ID              any             `json:"id"`
-		OrganizationID  any             `json:"organization_id"`
-		ExternalID      any             `json:"external_id"`
-		Name            string          `json:"name"`
-		Environment     string          `json:"environment"`
-		Scopes          []authz.Scope   `json:"scopes"`
-		CreatedAt       time.Time       `json:"created_at"`
-		CreatedBy       string          `json:"created_by"`
-		ExpiresAt       any             `json:"expires_at"`
-		LifetimeSeconds any             `json:"lifetime_seconds"`
-		RevokedAt       any             `json:"revoked_at"`
-		DisabledAt      any             `json:"disabled_at"`
-		Restricted      bool            `json:"restricted"`
-		AllowedCIDRs    []string        `json:"allowed_cidrs"`
-		Rate            any             `json:"rate"`
-		PeriodSeconds   any             `json:"period_seconds"`
-		Burst           any             `json:"burst"`
-		Metadata        json.RawMessage `json:"metadata"`
+		ID              any           `json:"id"`
+		OrganizationID  any           `json:"organization_id"`
+		ExternalID      any           `json:"external_id"`
+		Name            string        `json:"name"`
+		Environment     string        `json:"environment"`
+		Scopes          []authz.Scope `json:"scopes"`
+		CreatedAt       time.Time     `json:"created_at"`
+		CreatedBy       string        `json:"created_by"`
+		ExpiresAt       any           `json:"expires_at"`
+		LifetimeSeconds any           `json:"lifetime_seconds"`
+		RevokedAt       any           `json:"revoked_at"`
+		DisabledAt      any           `json:"disabled_at"`
+		Restricted      bool          `json:"restricted"`
+		AllowedCIDRs    []string      `json:"allowed_cidrs"`
+		Rate            any           `json:"rate"`
+		PeriodSeconds   any           `json:"period_seconds"`
+		Burst           any           `json:"burst"`
+		Metadata        string        `json:"metadata"` // as a string it stays byte for byte what it is
 	}
 	secretRecord struct {
 		Digest    string    `json:"digest"`
@@ -85,9 +85,9 @@ func (c *Change) insertKeys(ctx context.Context, t manage.Tenant, keys []*manage
 		records = append(records, keyRecord{
 			ID: uuid(k.ID), OrganizationID: uuid(k.OrganizationID), ExternalID: optionalText(k.ExternalID), Name: k.Name,
 			Environment: string(k.Environment), Scopes: sorted(k.Scopes), CreatedAt: c.timeOr(k.CreatedAt), CreatedBy: k.CreatedBy,
-			ExpiresAt: optionalTime(k.ExpiresAt), LifetimeSeconds: lifetimeColumn(k), RevokedAt: optionalTime(k.RevokedAt),
+			ExpiresAt: optionalTime(k.ExpiresAt), LifetimeSeconds: lifetimeColumn(k.Lifetime), RevokedAt: optionalTime(k.RevokedAt),
 			DisabledAt: optionalTime(k.DisabledAt), Restricted: k.Restricted, AllowedCIDRs: cidrs(k.AllowedCIDRs),
-			Rate: rate, PeriodSeconds: period, Burst: burst, Metadata: json.RawMessage(k.Metadata.JSON()),
+			Rate: rate, PeriodSeconds: period, Burst: burst, Metadata: k.Metadata.JSON(),
 		})
 	}
 	return c.insertRecords(ctx, t, "add keys", insertKeysSQL, len(records), records, c.revision)
@@ -155,7 +155,7 @@ func (c *Change) UpdateKey(ctx context.Context, t manage.Tenant, k *manage.Key) 
 			version = version + 1, revision = $17
 		WHERE ($1::boolean OR organization_id = $2::uuid) AND id = $3::uuid RETURNING version`,
 		t.Everyone(), t.Organization(), k.ID, optionalText(k.ExternalID), k.Name, texts(sorted(k.Scopes)),
-		optionalTime(k.ExpiresAt), lifetimeColumn(k), optionalTime(k.RevokedAt), optionalTime(k.DisabledAt), k.Restricted,
+		optionalTime(k.ExpiresAt), lifetimeColumn(k.Lifetime), optionalTime(k.RevokedAt), optionalTime(k.DisabledAt), k.Restricted,
 		pq.StringArray(cidrs(k.AllowedCIDRs)), rate, period, burst, k.Metadata.JSON(), c.revision)
 }
 
@@ -303,10 +303,10 @@ func rateColumns(r *authz.Rate) (rate, periodSeconds, burst any) {
 	return r.Rate, int(r.Period / time.Second), r.Burst
 }
 
-// lifetimeColumn is NULL for a key without an end, and whole seconds otherwise.
-func lifetimeColumn(k *manage.Key) any {
-	if k.Lifetime <= 0 {
+// lifetimeColumn is NULL for none, and whole seconds otherwise.
+func lifetimeColumn(lifetime time.Duration) any {
+	if lifetime <= 0 {
 		return nil
 	}
-	return int64(max(k.Lifetime.Round(time.Second), time.Second) / time.Second)
+	return int64(max(lifetime.Round(time.Second), time.Second) / time.Second)
 }

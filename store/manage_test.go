@@ -83,7 +83,7 @@ func newWhole(t testing.TB, s *store.Store, name string) *whole {
 		}
 		w.admin = manage.Admin{
 			ID: authz.NewAdminID(now), Name: name, Role: authz.RoleOwner, OrganizationID: w.organization.ID, CreatedAt: now,
-			CreatedBy: "test", ExpiresAt: now.Add(time.Hour),
+			CreatedBy: "test", ExpiresAt: now.Add(time.Hour), Lifetime: time.Hour,
 			Tokens: []manage.Token{{ID: authz.NewSecretID(now), Hint: "h", CreatedAt: now, ExpiresAt: now.Add(time.Hour)}},
 		}
 		return errors.Join(
@@ -140,7 +140,7 @@ func TestStore_WhatIsManagedComesBackAsItWasWritten(t *testing.T) {
 		err = errors.Join(err,
 			c.EndCallerToken(ctx, all(), &w.caller, &w.caller.Tokens[0]), c.EndAdminToken(ctx, all(), &w.admin, &w.admin.Tokens[0]))
 		w.caller.Tokens, w.admin.Tokens = []manage.Token{token}, []manage.Token{token}
-		w.admin.ExpiresAt = now.Add(2 * time.Hour)
+		w.admin.ExpiresAt, w.admin.Lifetime = now.Add(2*time.Hour), 2*time.Hour
 		adminToken := token
 		adminToken.ID = authz.NewSecretID(now)
 		w.admin.Tokens = []manage.Token{adminToken}

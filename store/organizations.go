@@ -60,7 +60,7 @@ func (r *reads) Organizations(
 func (c *Change) InsertOrganization(ctx context.Context, t manage.Tenant, o *manage.Organization) error {
 	return c.exec(ctx, "add an organization", `
 		INSERT INTO organizations (id, external_id, name, plan, metadata, suspended_at, created_at, revision)
-		SELECT $2::uuid, $3::text, $4::text, $5::text, $6::jsonb, $7::timestamptz, $8::timestamptz, $9::bigint WHERE $1::boolean`,
+		SELECT $2::uuid, $3::text, $4::text, $5::text, $6::json, $7::timestamptz, $8::timestamptz, $9::bigint WHERE $1::boolean`,
 		t.Everyone(), o.ID, optionalText(o.ExternalID), o.Name, o.Plan, o.Metadata.JSON(),
 		optionalTime(o.SuspendedAt), c.timeOr(o.CreatedAt), c.revision)
 }

@@ -82,6 +82,9 @@ type PepperUse struct {
 	KeySecrets   int `db:"key_secrets"`
 	CallerTokens int `db:"caller_tokens"`
 	AdminTokens  int `db:"admin_tokens"`
+	// AuditRows counts the audit log's rows that name this id as their key's.
+	// Where its keys are made of the peppers, they cannot be verified without it.
+	AuditRows int
 }
 
 // PepperStatus tells of every pepper that is configured or has ever been used: the
@@ -99,9 +102,16 @@ func PepperStatus(ctx context.Context, at DatabaseURL, peppers authz.Peppers) ([
 	if err != nil {
 		return nil, err
 	}
+	rows, err := auditRows(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	for i := range stored {
+		stored[i].AuditRows = rows[stored[i].ID]
+	}
 	var out []PepperUse
 	for i, id := range peppers.IDs() {
-		use := PepperUse{ID: id, Matches: true}
+		use := PepperUse{ID: id, Matches: true, AuditRows: rows[id]}
 		if at := slices.IndexFunc(stored, func(u PepperUse) bool { return u.ID == id }); at >= 0 {
 			use = stored[at]
 			stored = slices.Delete(stored, at, at+1)
@@ -132,4 +142,21 @@ func pepperUses(ctx context.Context, db *sqlx.DB, peppers authz.Peppers) ([]Pepp
 		uses[i].Matches = ok && fingerprint == r.Fingerprint
 	}
 	return uses, nil
+}
+
+// auditRows counts the audit log's rows by the id of their key, which need not be that
+// of a pepper under which there ever was a secret.
+func auditRows(ctx context.Context, db *sqlx.DB) (map[string]int, error) {
+	var rows []struct {
+		ID string `db:"key_id"`
+		N  int    `db:"n"`
+	}
+	if err := db.SelectContext(ctx, &rows, `SELECT key_id, count(*) AS n FROM audit_log GROUP BY key_id`); err != nil {
+		return nil, translate("count the audit log's rows", err)
+	}
+	counts := make(map[string]int, len(rows))
+	for _, r := range rows {
+		counts[r.ID] = r.N
+	}
+	return counts, nil
 }

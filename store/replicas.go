@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -17,8 +18,8 @@ import (
 const (
 	// liveFor is how long a heartbeat is fresh.
 	liveFor = 2 * time.Second
-	// heartbeatGrace covers polls that succeeded after the last heartbeat that was
-	// written: until so much after its stale limit a replica counts.
+	// heartbeatGrace is how long after a heartbeat polls may still extend the right to
+	// serve: until so much after its stale limit a replica counts.
 	heartbeatGrace = 2 * time.Second
 	// sweepEvery is how often a replica clears away rows of those that are gone.
 	sweepEvery = time.Minute
@@ -53,9 +54,9 @@ const never = time.Duration(-1 << 62)
 type replica struct {
 	id, name string
 	// beaten and swept are when a heartbeat and a sweep last succeeded, on the clock's
-	// elapsed time.
-	beaten, swept time.Duration
-	failing       bool
+	// elapsed time. covered is when a heartbeat last did, or was not needed.
+	beaten, swept, covered time.Duration
+	failing                bool
 }
 
 func newReplica() replica {
@@ -65,17 +66,23 @@ func newReplica() replica {
 	}
 	// The bits of any id will do.
 	id, _ := uuid(authz.NewEventID(time.Now())).(string)
-	return replica{id: id, name: fmt.Sprintf("%s:%d", host, os.Getpid()), beaten: never, swept: never}
+	return replica{id: id, name: fmt.Sprintf("%s:%d", host, os.Getpid()), beaten: never, swept: never, covered: never}
 }
 
-// mustBeat tells that a heartbeat has to be written before the next poll: a poll gives
-// the right to serve for staleMax more, and a receipt must not overlook who has it.
-func (s *Store) mustBeat() bool { return s.clock.elapsed()-s.replica.beaten > s.staleMax/2 }
+// mustBeat tells that a heartbeat should be written before the next poll, which without
+// one gives no right to serve on. While heartbeats fail, changes are not kept waiting.
+func (s *Store) mustBeat() bool {
+	return !s.replica.failing && s.clock.elapsed()-s.replica.beaten > s.staleMax/2
+}
 
-// beat writes the heartbeat. A failure is told once and stops nothing: what takes
-// rights away cannot be written either when this cannot.
-func (s *Store) beat(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+// coveredUntil is how far heartbeats let polls extend the right to serve: a receipt
+// counts this replica for staleMax more at least.
+func (s *Store) coveredUntil() time.Duration { return s.replica.covered + heartbeatGrace }
+
+// beat writes the heartbeat. A failure is told once and stops no change from being
+// applied, but the right to serve ends unless nobody can write.
+func (s *Store) beat(parent context.Context) {
+	ctx, cancel := context.WithTimeout(parent, listenReadDeadline)
 	defer cancel()
 	r, now := &s.replica, s.clock.elapsed()
 	query := heartbeatSQL
@@ -86,17 +93,39 @@ func (s *Store) beat(ctx context.Context) {
 	_, err := s.changes.ExecContext(ctx, query, r.id, r.name, now.Seconds(), s.applied.Load(), s.staleMax.Milliseconds(),
 		pq.StringArray(s.peppers.IDs()))
 	if err != nil {
-		if ctx.Err() == nil && !r.failing {
+		if s.nobodyWrites(ctx, err) {
+			r.covered = now
+		}
+		if parent.Err() == nil && !r.failing { // ctx has ended when the heartbeat hangs
 			r.failing = true
-			s.log.Warn("cannot write this replica's heartbeat; receipts of changes will call it silent",
+			s.log.Warn("cannot write this replica's heartbeat; unless nobody can write, it will stop serving at its stale limit",
 				slog.Any("error", translate("write a heartbeat", err)))
 		}
 		return
 	}
-	r.failing, r.beaten = false, now
+	r.failing, r.beaten, r.covered = false, now, now
 	if sweep {
 		r.swept = now
 	}
+}
+
+// nobodyWrites tells of a failed heartbeat that nobody can commit a change either, so
+// that no receipt can overlook this replica.
+func (s *Store) nobodyWrites(ctx context.Context, err error) bool {
+	var server *pq.Error
+	if !errors.As(err, &server) {
+		return false
+	}
+	switch server.Code {
+	case "53100": // disk_full; others of its class, such as too many connections, may strike us alone
+		return true
+	case "25006": // read_only_sql_transaction
+		// A standby refuses what its primary may take.
+		var standby bool
+		err := s.changes.GetContext(ctx, &standby, `SELECT pg_is_in_recovery()`)
+		return err == nil && !standby
+	}
+	return false
 }
 
 // unregister removes the row of a replica that serves no more. Without it the row ends by itself.
@@ -120,6 +149,12 @@ type replicaRow struct {
 
 func (r *replicaRow) staleMax() time.Duration {
 	return time.Duration(r.StaleMaxMS.Int64) * time.Millisecond
+}
+
+// servesUntil bounds how long the replica may serve what it knows: while anyone can
+// write, no poll extends that beyond what this heartbeat covers.
+func (r *replicaRow) servesUntil() time.Time {
+	return utc(r.HeartbeatAt).Add(r.staleMax() + heartbeatGrace)
 }
 
 func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
@@ -147,25 +182,20 @@ func (s *Store) Replicas(ctx context.Context) ([]manage.Replica, int64, error) {
 		out = append(out, manage.Replica{
 			ID: r.ID.String, Name: r.Name.String, StartedAt: utc(r.StartedAt), HeartbeatAt: heartbeat,
 			AppliedRevision: r.AppliedRevision.Int64, Live: r.Now.Sub(heartbeat) < liveFor,
-			ServesUntil: heartbeat.Add(r.staleMax() + heartbeatGrace),
+			ServesUntil: r.servesUntil(),
 		})
 	}
 	return out, rows[0].N, nil
 }
 
-// Effective implements manage.Store. A replica is silent by its id; it may serve what
-// it knew for its stale limit after the change at most, however late its last poll was.
+// Effective implements manage.Store. A replica is silent by its id.
 func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective, error) {
-	select {
-	case s.wake <- struct{}{}: // this replica need not wait for its own notification
-	default:
-	}
+	s.wakeUp() // this replica need not wait for its own notification
 	ctx, cancel := context.WithTimeout(ctx, effectiveWithin+listenReadDeadline)
 	defer cancel()
 	started := time.Now()
 	tick := time.NewTicker(effectivePoll)
 	defer tick.Stop()
-	var committed time.Time
 	for {
 		rows, err := s.countingReplicas(ctx)
 		if err != nil {
@@ -174,16 +204,13 @@ func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective
 		var e manage.Effective
 		for i := range rows {
 			r := &rows[i]
-			if committed.IsZero() {
-				committed = r.Now.UTC()
-			}
 			switch {
 			case !r.ID.Valid:
 				continue
 			case r.AppliedRevision.Int64 >= revision:
 				e.Acknowledged++
 			default:
-				e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: committed.Add(r.staleMax())})
+				e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: r.servesUntil()})
 			}
 			e.Replicas++
 		}

@@ -1,10 +1,15 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
@@ -71,14 +76,24 @@ func TestEffective_ASilentReplicaIsNamed(t *testing.T) {
 	w := newWhole(t, here, "acme")
 	find(t, there, w.keySecret)
 	there.StopFollowing()
-	before := time.Now()
 	n := revoke(t, here, w)
 	e := effective(t, here, n, func(e manage.Effective) bool { return e.Acknowledged == 1 })
 	if e.Replicas != 2 || len(e.Silent) != 1 || e.Silent[0].Replica != there.ReplicaID() || e.Within < time.Second {
 		t.Fatalf("%+v", e)
 	}
-	if left := e.Silent[0].ServesUntil.Sub(before); left < store.DefaultStaleMax || left > store.DefaultStaleMax+time.Minute {
-		t.Errorf("serves for %v", left)
+	replicas, _, err := here.Replicas(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range replicas {
+		if r.ID == there.ReplicaID() && (!r.ServesUntil.Equal(r.HeartbeatAt.Add(store.DefaultStaleMax+store.HeartbeatGrace)) ||
+			!e.Silent[0].ServesUntil.Equal(r.ServesUntil)) {
+			t.Errorf("serves until %v by the receipt, %v by the list, of a heartbeat at %v", e.Silent[0].ServesUntil, r.ServesUntil, r.HeartbeatAt)
+		}
+	}
+	// Each receipt says the same: it does not drift.
+	if again, err := here.Effective(t.Context(), n); err != nil || !again.Silent[0].ServesUntil.Equal(e.Silent[0].ServesUntil) {
+		t.Errorf("%+v, then %+v, %v", e, again, err)
 	}
 	if !find(t, there, w.keySecret).Key.RevokedAt.IsZero() {
 		t.Error("a silent replica has heard of it: the test tests nothing")
@@ -166,6 +181,99 @@ func TestSynchronize_AFailingHeartbeatStopsNothing(t *testing.T) {
 	}
 	if find(t, s, w.keySecret).Key == nil || s.Health().Degraded {
 		t.Error("not served")
+	}
+}
+
+// failHeartbeats makes every heartbeat fail with this SQLSTATE, while all else works.
+func failHeartbeats(t *testing.T, at, state string) {
+	t.Helper()
+	storetest.Exec(t, at, `CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+		$$BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '`+state+`'; END$$`)
+	storetest.Exec(t, at, `CREATE OR REPLACE TRIGGER fail BEFORE INSERT ON replicas FOR EACH ROW EXECUTE FUNCTION fail()`)
+}
+
+// Receipts overlook a replica some time after its last heartbeat, so that it must not
+// serve from then on, though it reads what has changed. It may when nobody can write.
+func TestSynchronize_WithoutAHeartbeatAPollGivesNoRightToServe(t *testing.T) {
+	for state, covered := range map[string]bool{
+		"25006": true, "53100": true, // read-only, disk full: nobody can write
+		"42501": false, "55P03": false, "53300": false, "53200": false, // others may
+	} {
+		at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+		here, there := storetest.Open(t, at, peppers), storetest.Open(t, at, peppers)
+		w := newWhole(t, here, "acme")
+		find(t, there, w.keySecret)
+		there.StopFollowing()
+		failHeartbeats(t, at, state)
+		// Still counted, so still served.
+		if err := there.Synchronize(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		find(t, there, w.keySecret)
+		there.AgeHeartbeat(store.DefaultStaleMax + store.HeartbeatGrace + time.Second)
+		n := revoke(t, here, w)
+		for range 3 {
+			if err := there.Synchronize(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := there.FindKey(t.Context(), w.keySecret.Hash())
+		h := there.Health()
+		if h.Revision != n || h.Known != covered || (err == nil) != covered {
+			t.Errorf("%s: %+v, want revision %d and known %t; %v", state, h, n, covered, err)
+		}
+		storetest.Exec(t, at, `DROP TRIGGER fail ON replicas`)
+		// A heartbeat covers the polls after it, not the one before: between them could have
+		// been a receipt.
+		for _, known := range []bool{covered, true} {
+			if err := there.Synchronize(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if there.Health().Known != known {
+				t.Errorf("%s: known %t, want %t", state, !known, known)
+			}
+		}
+		if find(t, there, w.keySecret).Key.RevokedAt.IsZero() {
+			t.Errorf("%s: a revoked key is served", state)
+		}
+	}
+}
+
+// An operator hears of it once, also when the heartbeat is not refused but hangs.
+func TestSynchronize_AHeartbeatThatHangsIsToldOnce(t *testing.T) {
+	at := storetest.Migrated(t)
+	var told bytes.Buffer
+	s, err := store.Open(t.Context(), store.Options{
+		URL: storetest.Parse(t, at), Peppers: storetest.Peppers(t, "p1"), Logger: slog.New(slog.NewTextHandler(&told, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	s.StopFollowing()
+	lock, err := sqlx.ConnectContext(t.Context(), "postgres", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	tx, err := lock.BeginTxx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE replicas IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s.AgeHeartbeat(time.Minute)
+		if err := s.Synchronize(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(told.String(), "heartbeat;"); n != 1 {
+		t.Errorf("told %d times: %s", n, told.String())
 	}
 }
 

@@ -61,7 +61,8 @@ type Store struct {
 
 	// applied is the revision up to which every change is applied.
 	applied atomic.Int64
-	// contact is when Postgres last confirmed that, on the clock's elapsed time; −1 is never.
+	// contact is when Postgres last confirmed that, as far as heartbeats cover it, on the
+	// clock's elapsed time; negative is never.
 	contact atomic.Int64
 	lost    atomic.Bool
 	syncing sync.Mutex
@@ -70,6 +71,8 @@ type Store struct {
 	// writing holds a place for each change that has a connection, recognizing for each
 	// look-up of an admin.
 	writing, recognizing chan struct{}
+	// waiting counts the changes that wait for a place.
+	waiting atomic.Int64
 
 	stop     context.CancelFunc
 	followed sync.WaitGroup

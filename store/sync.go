@@ -132,6 +132,9 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	if s.mustBeat() {
 		s.beat(ctx)
 	}
+	// Of heartbeats before the poll alone: what is committed between a poll and a later
+	// one could have a receipt that overlooks this replica.
+	covered := s.coveredUntil()
 	applied := s.applied.Load()
 	since := applied
 	if since == 0 {
@@ -157,14 +160,25 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	}
 	s.clock.learn(time.UnixMicro(rows[0].NowUS), before, after)
 	s.applied.Store(n)
-	s.contact.Store(int64(before)) // what was read is as old as the question
+	s.contact.Store(int64(min(before, covered))) // what was read is as old as the question
 	if s.lost.Swap(false) {
 		s.log.Warn("Postgres answers again")
 	}
 	if n > applied || s.clock.elapsed()-s.replica.beaten > pollInterval/2 {
 		s.beat(ctx)
 	}
+	if covered < before && before <= s.coveredUntil() {
+		s.wakeUp() // now that the heartbeat is written, the next poll counts
+	}
 	return nil
+}
+
+// wakeUp makes the follower synchronize at once.
+func (s *Store) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
 }
 
 func (s *Store) readChanges(ctx context.Context, rows *[]changeRow, since int64) error {

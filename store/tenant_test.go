@@ -117,7 +117,8 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 				return err
 			},
 			"DeclareFormat": func(ctx context.Context, c manage.Writer) error {
-				return c.DeclareFormat(ctx, tenant, authz.ForeignFormat{Prefix: "x_", Length: 40, Alphabet: "0123456789abcdef"})
+				_, err := c.DeclareFormat(ctx, tenant, authz.ForeignFormat{Prefix: "x_", Length: 40, Alphabet: "0123456789abcdef"})
+				return err
 			},
 			"InsertCaller": func(ctx context.Context, c manage.Writer) error {
 				caller := manage.Caller{ID: authz.NewCallerID(c.Now()), Name: "x", Tokens: []manage.Token{{ID: authz.NewSecretID(c.Now())}}}

@@ -3,6 +3,7 @@ package manage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -104,7 +105,7 @@ func (s *Service) CreateAdmin(ctx context.Context, r Request, in AdminInput) (*A
 			return outcome{}, err
 		}
 		a, err := newAdmin(w.Now(), in)
-		if err != nil {
+		if err := first(err, s.notKey("/name", in.Name)); err != nil {
 			return outcome{}, err
 		}
 		a.CreatedBy = r.Actor.ID.String()
@@ -140,7 +141,7 @@ func newAdmin(now time.Time, in AdminInput) (*Admin, error) {
 	}
 	return &Admin{
 		ID: authz.NewAdminID(now), Name: in.Name, Role: in.Role, OrganizationID: in.Organization,
-		CreatedAt: now, ExpiresAt: now.Add(life),
+		CreatedAt: now, ExpiresAt: now.Add(life), Lifetime: life,
 		Tokens: []Token{{ID: authz.NewSecretID(now), CreatedAt: now, ExpiresAt: now.Add(life)}},
 	}, checkName(in.Name)
 }
@@ -152,7 +153,8 @@ func insertAdmin(ctx context.Context, w Writer, t Tenant, a *Admin) (authz.Secre
 }
 
 // RotateAdmin gives an admin a new token and a new life. Organization roles rotate
-// their own alone: who gets another's token could act in its name.
+// their own alone, because who gets another's token could act in its name, and live
+// no longer than they were granted: else a day given would be a day for ever.
 func (s *Service) RotateAdmin(ctx context.Context, r Request, id authz.AdminID, in TokenRotation) (*AdminChange, error) {
 	out := &AdminChange{}
 	return s.changeAdmin(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
@@ -175,6 +177,12 @@ func (s *Service) RotateAdmin(ctx context.Context, r Request, id authz.AdminID, 
 		life, err := lifetime(in.ExpiresInDays, MaxAdminDays)
 		if err != nil || life == 0 {
 			return outcome{}, outOfRange("/expires_in_days", "must be from 1 to 90")
+		}
+		if r.Actor.Role == authz.RolePlatformAdmin {
+			a.Lifetime = life
+		} else if life > a.Lifetime {
+			return outcome{}, outOfRange("/expires_in_days", fmt.Sprintf(
+				"must be at most %d, which is what was granted; a platform admin can grant more", int(a.Lifetime/day)))
 		}
 		ended, kept, err := endTokens(now, a.Tokens, in.Grace, maxAdminGrace)
 		if err != nil {

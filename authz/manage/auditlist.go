@@ -190,7 +190,8 @@ func (v *verifier) row(chain string, e *AuditEvent, last ChainHead) {
 	}
 	switch valid, known := e.sealed(v.keys); {
 	case !known:
-		v.problem(chain, e.Sequence, "unknown_key", "the key of this row's MAC is not among the audit log's keys, so it cannot be checked")
+		v.problem(chain, e.Sequence, "unknown_key", fmt.Sprintf(
+			"it cannot be checked: its key %q is not among the audit log's keys; add it to KEYSTILE_AUDIT_KEYS", e.KeyID))
 	case !valid:
 		v.problem(chain, e.Sequence, "edited", "the row is not as it was written")
 	}

@@ -81,7 +81,7 @@ func (s *Service) CreateCaller(ctx context.Context, r Request, in CallerInput) (
 			return outcome{}, err
 		}
 		c, err := newCaller(w.Now(), r, in)
-		if err != nil {
+		if err := first(err, s.notKey("/name", in.Name)); err != nil {
 			return outcome{}, err
 		}
 		if err := s.decide(ctx, r, op.action, nil, nil, c.document(w.Now())); err != nil {

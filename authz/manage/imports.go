@@ -91,9 +91,6 @@ func (s *Service) ImportKeys(
 					return outcome{}, err
 				}
 			}
-			if err := w.DeclareFormat(ctx, TenantOf(r.Actor), f); err != nil {
-				return outcome{}, err //nolint:wrapcheck // change does
-			}
 			return s.importBatch(ctx, w, r, o, f, batch, seen, &part)
 		})
 		if err != nil {
@@ -210,7 +207,32 @@ func (s *Service) importBatch(
 		part.Imported++
 	}
 	slices.SortFunc(part.Rejected, func(a, b RejectedRow) int { return a.Line - b.Line })
-	return out, nil
+	if part.Imported == 0 {
+		return out, nil
+	}
+	// Only what came with a key: a typing error in a format must not stay for ever.
+	declared, err := w.DeclareFormat(ctx, TenantOf(r.Actor), f)
+	if err != nil || !declared {
+		return out, err //nolint:wrapcheck // change does
+	}
+	return logged(out, authz.OrganizationID{}, recordDeclareFormat, o.ID.String(), nil, map[string]any{
+		"prefix": f.Prefix, "length": f.Length, "alphabet": f.Alphabet,
+	})
+}
+
+// recordDeclareFormat is how the audit log tells that a format came with an import.
+const recordDeclareFormat = "formats.declare"
+
+// MayImport tells, before any row is read, whether an actor may import into an
+// organization: a refusal is the one that ImportKeys would give.
+func (s *Service) MayImport(ctx context.Context, r Request, org authz.OrganizationID) error {
+	if r.Actor.Role == authz.RolePlatformAdmin {
+		return nil
+	}
+	return s.read(ctx, func(ctx context.Context, re Reader) error {
+		_, err := livingFor(ctx, re, r, operation{action: actionKeysImport}, org)
+		return err
+	})
 }
 
 func reasons(err *authz.Error) string {
@@ -233,6 +255,12 @@ func (s *Service) importedKey(
 	}
 	if row.Hash == (authz.SecretHash{}) {
 		return nil, invalid("missing_field", "/sha256", "is required: the SHA-256 of the secret as 64 hexadecimal characters")
+	}
+	if row.Hash == authz.NewSecret("").Hash() {
+		return nil, outOfRange("/sha256", "must not be that of the empty text: whoever sends no key would have this one")
+	}
+	if row.Hash == authz.NewSecret(row.Name).Hash() || f.Accepts(row.Name) {
+		return nil, outOfRange("/name", "must not be a secret")
 	}
 	k, err := s.newKey(now, r, o, KeyInput{
 		Name: row.Name, Environment: row.Environment, Scopes: row.Scopes, ExpiresAt: row.ExpiresAt,

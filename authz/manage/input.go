@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -36,10 +37,28 @@ func checkName(name string) error {
 		return outOfRange("/name", "must not begin or end with white space")
 	}
 	for _, r := range name {
-		// Format characters turn the direction of text or cannot be seen.
-		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) {
+		// Format characters turn the direction of text or cannot be seen, and neither
+		// can the fillers of Hangul and the empty cell of Braille, which are letters.
+		if !unicode.IsPrint(r) || strings.ContainsRune("\u115f\u1160\u3164\uffa0\u2800", r) {
 			return outOfRange("/name", "must not contain control or invisible characters")
 		}
+	}
+	return notSecret("/name", name)
+}
+
+// notSecret refuses a token where none belongs; secrets of keys are refused by
+// Service.notKey, which knows their form.
+func notSecret(pointer, text string) error {
+	if authz.CallerTokens().Accepts(text) || authz.AdminTokens().Accepts(text) {
+		return outOfRange(pointer, "must not be a secret")
+	}
+	return nil
+}
+
+// notKey refuses a key's secret where none belongs.
+func (s *Service) notKey(pointer, text string) error {
+	if _, ok := s.format.Accepts(text); ok {
+		return outOfRange(pointer, "must not be a secret")
 	}
 	return nil
 }
@@ -53,7 +72,7 @@ func checkExternalID(id string) error {
 			return outOfRange("/external_id", "must be printable ASCII without spaces")
 		}
 	}
-	return nil
+	return notSecret("/external_id", id)
 }
 
 // checkMetadata takes a JSON object and returns it compact. nil is {}.
@@ -88,11 +107,8 @@ func checkMetadata(raw []byte) (authz.Metadata, error) {
 				return "", outOfRange("/metadata", "must not contain NUL characters")
 			}
 		case json.Number:
-			if len(t) > 40 {
-				return "", outOfRange("/metadata", "must not contain numbers of more than 40 characters; send them as strings")
-			}
-			if f, err := t.Float64(); err != nil || f > 1e300 || f < -1e300 {
-				return "", outOfRange("/metadata", "must not contain numbers beyond 1e300; send them as strings")
+			if !plainNumber(string(t)) {
+				return "", outOfRange("/metadata", "must not contain numbers of more than 40 characters, or with exponents beyond 300; send them as strings")
 			}
 		}
 		if depth > maxMetadataDepth {
@@ -103,6 +119,19 @@ func checkMetadata(raw []byte) (authz.Metadata, error) {
 		return "", nil
 	}
 	return authz.Metadata(compact.String()), nil
+}
+
+// plainNumber tells whether a JSON number can be written out: policy computes with it.
+func plainNumber(text string) bool {
+	if len(text) > 40 {
+		return false
+	}
+	i := strings.IndexAny(text, "eE")
+	if i < 0 {
+		return true
+	}
+	exponent, err := strconv.Atoi(strings.TrimPrefix(text[i+1:], "+"))
+	return err == nil && exponent >= -300 && exponent <= 300
 }
 
 // checkScopes takes a subset of the catalogue and returns it sorted.

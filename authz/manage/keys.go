@@ -19,6 +19,10 @@ const (
 	actionKeysRotate = "keys.rotate"
 	actionKeysRevoke = "keys.revoke"
 	actionKeysImport = "keys.import"
+
+	// recordRevokeSecret is how the audit log tells the revocation of one secret from
+	// that of a key; policy is asked about keys.revoke for both.
+	recordRevokeSecret = "keys.revoke_secret"
 )
 
 // readers and writers are the organization roles that read and that change keys.
@@ -152,7 +156,7 @@ func (s *Service) newKey(now time.Time, r Request, o *Organization, in KeyInput)
 	if !in.Environment.Valid() {
 		err = first(err, outOfRange("/environment", "must be live or test"))
 	}
-	return k, first(checkName(in.Name), err, scopesErr, cidrsErr, checkRate(r.Actor, plan, in.RateLimit),
+	return k, first(checkName(in.Name), s.notKey("/name", in.Name), s.notKey("/external_id", in.ExternalID), err, scopesErr, cidrsErr, checkRate(r.Actor, plan, in.RateLimit),
 		metadataErr, checkExternalID(in.ExternalID))
 }
 
@@ -208,7 +212,9 @@ func (s *Service) UpdateKey(ctx context.Context, r Request, org authz.Organizati
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Key, out.At = *k, w.Now()
-		return logged(outcome{takes: narrowed(&was, k)}, k.OrganizationID, op.action, k.ID.String(), before, k.document(w.Now()))
+		// Asked again to disable, it tells again how far that has got.
+		takes := narrowed(&was, k) || in.Disabled != nil && *in.Disabled
+		return logged(outcome{takes: takes}, k.OrganizationID, op.action, k.ID.String(), before, k.document(w.Now()))
 	})
 }
 
@@ -218,7 +224,7 @@ func (s *Service) apply(now time.Time, r Request, o *Organization, k *Key, in Ke
 	plan, _ := catalogue.Plan(o.Plan)
 	if in.Name != nil {
 		k.Name = *in.Name
-		err = checkName(k.Name)
+		err = first(checkName(k.Name), s.notKey("/name", k.Name))
 	}
 	if in.Scopes != nil {
 		scopes, e := checkScopes(catalogue, in.Scopes)

@@ -21,6 +21,12 @@ func TestCreateKey_BadInputIsToldByItsField(t *testing.T) {
 		"a long name":            {func(in *manage.KeyInput) { in.Name = strings.Repeat("ä", 101) }, "/name"},
 		"a control character":    {func(in *manage.KeyInput) { in.Name = "a\x1b[31m" }, "/name"},
 		"a reversing character":  {func(in *manage.KeyInput) { in.Name = "a\u202eb" }, "/name"},
+		"an invisible letter":    {func(in *manage.KeyInput) { in.Name = "\u3164" }, "/name"},
+		"a key as a name":        {func(in *manage.KeyInput) { in.Name = r.format.Generate("live").Reveal() }, "/name"},
+		"a token as a name":      {func(in *manage.KeyInput) { in.Name = authz.AdminTokens().Generate().Reveal() }, "/name"},
+		"a key as an id":         {func(in *manage.KeyInput) { in.ExternalID = r.format.Generate("test").Reveal() }, "/external_id"},
+		"a tiny number":          {func(in *manage.KeyInput) { in.Metadata = []byte(`{"x":[1e-16000]}`) }, "/metadata"},
+		"a huge exponent":        {func(in *manage.KeyInput) { in.Metadata = []byte(`{"x":0e99999999999999999999}`) }, "/metadata"},
 		"space at the end":       {func(in *manage.KeyInput) { in.Name = "a " }, "/name"},
 		"no environment":         {func(in *manage.KeyInput) { in.Environment = "" }, "/environment"},
 		"no scope":               {func(in *manage.KeyInput) { in.Scopes = nil }, "/scopes"},
@@ -215,6 +221,10 @@ func TestImport_RowsAreJudgedOneByOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := []manage.ImportRow{row(1, 0), row(2, 1), row(3, 1), row(4, 5), row(5, 2), row(6, 3), row(7, 4), {Line: 8, Problem: "is not JSON"}}
+	rows = append(rows, row(9, 6), row(10, 7), row(11, 9))
+	rows[8].Name = secret(6)
+	rows[9].Hash = authz.NewSecret("").Hash()
+	rows[10].Hash = authz.NewSecret(r.token).Hash()
 	rows[4].Scopes = []authz.Scope{"tickets:delete"}
 	rows[5].Hint = secret(3) // the whole secret must never be stored
 	rows[6].ExpiresAt = time.Now().Add(-time.Hour)
@@ -222,7 +232,10 @@ func TestImport_RowsAreJudgedOneByOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[int]string{3: "duplicate", 4: "duplicate", 5: "invalid_row", 6: "invalid_row", 7: "invalid_row", 8: "invalid_row"}
+	want := map[int]string{
+		3: "duplicate", 4: "duplicate", 5: "invalid_row", 6: "invalid_row", 7: "invalid_row", 8: "invalid_row", 9: "invalid_row",
+		10: "invalid_row", 11: "duplicate",
+	}
 	if out.Imported != 2 || len(out.Rejected) != len(want) {
 		t.Errorf("%+v", out)
 	}

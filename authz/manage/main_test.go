@@ -26,7 +26,9 @@ type rig struct {
 	engine   manage.Policy
 	format   authz.KeyFormat
 	platform *authz.Admin
-	org      authz.OrganizationID
+	// token is the platform admin's.
+	token string
+	org   authz.OrganizationID
 }
 
 func newRig(t *testing.T) *rig {
@@ -51,7 +53,7 @@ func newRigWith(t *testing.T, p manage.Policy) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.platform = r.actor(t, first.Secret)
+	r.platform, r.token = r.actor(t, first.Secret), first.Secret.Reveal()
 	r.org = r.organization(t, "Acme")
 	return r
 }

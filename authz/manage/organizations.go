@@ -79,7 +79,7 @@ func (s *Service) CreateOrganization(ctx context.Context, r Request, in Organiza
 			return outcome{}, err
 		}
 		metadata, err := checkMetadata(in.Metadata)
-		if err := first(checkName(in.Name), s.checkPlan(in.Plan), err, checkExternalID(in.ExternalID)); err != nil {
+		if err := first(checkName(in.Name), s.notKey("/name", in.Name), s.checkPlan(in.Plan), err, checkExternalID(in.ExternalID)); err != nil {
 			return outcome{}, err
 		}
 		o := &Organization{
@@ -143,7 +143,8 @@ func (s *Service) UpdateOrganization(
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Organization = *o
-		takes := was.SuspendedAt.IsZero() && !o.SuspendedAt.IsZero() || was.Plan != o.Plan
+		// Asked again to suspend, it tells again how far that has got.
+		takes := in.Suspended != nil && *in.Suspended || was.Plan != o.Plan
 		return logged(outcome{takes: takes}, o.ID, op.action, o.ID.String(), before, o.document())
 	})
 }
@@ -151,7 +152,7 @@ func (s *Service) UpdateOrganization(
 func (s *Service) applyOrganization(now time.Time, o *Organization, in OrganizationUpdate) (err error) {
 	if in.Name != nil {
 		o.Name = *in.Name
-		err = checkName(o.Name)
+		err = first(checkName(o.Name), s.notKey("/name", o.Name))
 	}
 	if in.Plan != nil {
 		o.Plan = *in.Plan

@@ -28,7 +28,8 @@ type Store interface {
 	// Write runs fn in one transaction under the next revision. Transactions run one
 	// after the other, each seeing all before it. It commits, and wakes every
 	// replica, when fn returns nil and keep is true; else nothing is kept. It returns
-	// the revision under which the change is visible.
+	// the revision under which the change is visible. A ctx that ends while the
+	// transaction still waits for its turn ends it; once fn runs, it is run to its end.
 	Write(ctx context.Context, keep bool, fn func(context.Context, Writer) error) (revision int64, err error)
 	// Effective waits until all live replicas have applied a revision, a second at
 	// most, and tells how far it got.
@@ -138,10 +139,11 @@ type Writer interface {
 	// RevokeAdmins revokes all admins of an organization.
 	RevokeAdmins(ctx context.Context, t Tenant, organization authz.OrganizationID) (int, error)
 	// ImportKeys stores keys by the hash of their one secret. Hashes that are there
-	// already, in any organization, are left out; their indexes are returned.
+	// already, in any organization or of any token, are left out; their indexes are returned.
 	ImportKeys(ctx context.Context, t Tenant, keys []ImportedKey) (duplicates []int, err error)
-	// DeclareFormat lets secrets of a foreign format pass to look-ups.
-	DeclareFormat(ctx context.Context, t Tenant, f authz.ForeignFormat) error
+	// DeclareFormat lets secrets of a foreign format pass to look-ups, and tells whether
+	// they did not before.
+	DeclareFormat(ctx context.Context, t Tenant, f authz.ForeignFormat) (declared bool, err error)
 
 	InsertCaller(ctx context.Context, t Tenant, c *Caller, token authz.Secret) error
 	// UpdateCaller writes the revocation.

@@ -180,7 +180,10 @@ type Admin struct {
 	CreatedAt      time.Time
 	CreatedBy      string
 	ExpiresAt      time.Time
-	RevokedAt      time.Time
+	// Lifetime is what was granted, which organization roles cannot exceed when they
+	// renew themselves.
+	Lifetime  time.Duration
+	RevokedAt time.Time
 	// Tokens are all that are not revoked, newest first, ended ones included.
 	Tokens []Token
 }

@@ -168,6 +168,8 @@ func (s *Service) RevokeKeySecret(
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Key, out.At = *k, w.Now()
-		return logged(outcome{takes: true}, k.OrganizationID, op.action, k.ID.String(), before, k.document(w.Now()))
+		after := k.document(w.Now())
+		after["revoked_secret"] = secret.ID.String()
+		return logged(outcome{takes: true}, k.OrganizationID, recordRevokeSecret, k.ID.String(), before, after)
 	})
 }

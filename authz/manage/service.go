@@ -153,8 +153,6 @@ var errReplayed = errors.New("replayed")
 func (s *Service) change(
 	ctx context.Context, r Request, answer any, do func(context.Context, Writer) (outcome, error),
 ) (answered, error) {
-	// A client that leaves must not cost the connection, nor leave a change half known.
-	ctx = context.WithoutCancel(ctx)
 	var out outcome
 	var done answered
 	var earlier *Remembered
@@ -203,7 +201,7 @@ func (s *Service) change(
 		return answered{}, translate(err)
 	}
 	if out.takes && !r.DryRun {
-		effective := s.effective(ctx, revision)
+		effective := s.effective(context.WithoutCancel(ctx), revision)
 		done.effective = &effective
 	}
 	return done, nil

@@ -1,15 +1,34 @@
 -- +goose Up
 
-ALTER TABLE organizations ADD COLUMN version integer NOT NULL DEFAULT 1 CHECK (version > 0);
+-- Metadata is its owner's text: jsonb would write 1e-16000 out in full, and neither keep
+-- 1e2 nor the order of the members.
+ALTER TABLE organizations
+    DROP CONSTRAINT organizations_metadata_check,
+    ALTER COLUMN metadata DROP DEFAULT,
+    ALTER COLUMN metadata TYPE json USING metadata::json;
+ALTER TABLE organizations
+    ALTER COLUMN metadata SET DEFAULT '{}',
+    ADD CONSTRAINT organizations_metadata_check CHECK (json_typeof(metadata) = 'object'),
+    ADD COLUMN version integer NOT NULL DEFAULT 1 CHECK (version > 0);
 
 -- The original lifetime, which a rotation gives afresh; NULL is for ever.
-ALTER TABLE api_keys ADD COLUMN lifetime_seconds bigint CHECK (lifetime_seconds > 0);
+ALTER TABLE api_keys
+    DROP CONSTRAINT api_keys_metadata_check,
+    ALTER COLUMN metadata DROP DEFAULT,
+    ALTER COLUMN metadata TYPE json USING metadata::json;
+ALTER TABLE api_keys
+    ALTER COLUMN metadata SET DEFAULT '{}',
+    ADD CONSTRAINT api_keys_metadata_check CHECK (json_typeof(metadata) = 'object'),
+    ADD COLUMN lifetime_seconds bigint CHECK (lifetime_seconds > 0);
 
 -- A name is free again once its caller is revoked.
 ALTER TABLE callers ADD COLUMN created_by text NOT NULL DEFAULT '', DROP CONSTRAINT callers_name_key;
 CREATE UNIQUE INDEX callers_name ON callers (name) WHERE revoked_at IS NULL;
 
-ALTER TABLE admins ADD COLUMN created_by text NOT NULL DEFAULT '';
+-- The lifetime that was granted; NULL where it was not kept.
+ALTER TABLE admins
+    ADD COLUMN created_by text NOT NULL DEFAULT '',
+    ADD COLUMN lifetime_seconds bigint CHECK (lifetime_seconds > 0);
 CREATE INDEX admins_organization ON admins (organization_id, id);
 
 -- The MAC is over the very bytes: jsonb would put the members in another order, and
@@ -79,10 +98,24 @@ ALTER TABLE audit_log
     DROP COLUMN revision,
     DROP COLUMN key_id;
 DROP INDEX admins_organization;
-ALTER TABLE admins DROP COLUMN created_by;
+ALTER TABLE admins DROP COLUMN created_by, DROP COLUMN lifetime_seconds;
 -- A name that was given again must not stop the way back.
 UPDATE callers SET name = name || ' (revoked ' || id || ')' WHERE revoked_at IS NOT NULL;
 DROP INDEX callers_name;
 ALTER TABLE callers DROP COLUMN created_by, ADD CONSTRAINT callers_name_key UNIQUE (name);
-ALTER TABLE api_keys DROP COLUMN lifetime_seconds;
-ALTER TABLE organizations DROP COLUMN version;
+ALTER TABLE api_keys
+    DROP CONSTRAINT api_keys_metadata_check,
+    ALTER COLUMN metadata DROP DEFAULT,
+    ALTER COLUMN metadata TYPE jsonb USING metadata::jsonb,
+    DROP COLUMN lifetime_seconds;
+ALTER TABLE api_keys
+    ALTER COLUMN metadata SET DEFAULT '{}',
+    ADD CONSTRAINT api_keys_metadata_check CHECK (jsonb_typeof(metadata) = 'object');
+ALTER TABLE organizations
+    DROP CONSTRAINT organizations_metadata_check,
+    ALTER COLUMN metadata DROP DEFAULT,
+    ALTER COLUMN metadata TYPE jsonb USING metadata::jsonb,
+    DROP COLUMN version;
+ALTER TABLE organizations
+    ALTER COLUMN metadata SET DEFAULT '{}',
+    ADD CONSTRAINT organizations_metadata_check CHECK (jsonb_typeof(metadata) = 'object');
