@@ -332,6 +332,22 @@ func TestCheck_RefusalOfTheServiceIsATypedError(t *testing.T) {
 	}
 }
 
+func TestError_SaysNothingTwice(t *testing.T) {
+	at := func(pointer, message string) keystile.Pointer {
+		return keystile.Pointer{Pointer: pointer, Message: message}
+	}
+	for want, pointers := range map[string][]keystile.Pointer{
+		"keystile: check: 422 c: /path: is missing":                  {at("/path", "is missing")},
+		"keystile: check: 422 c: is missing; /method: is required":   {at("/method", "is required"), at("/method", "is required")},
+		"keystile: check: 422 c: /a, /b: is missing; /d: is wrong":   {at("/a", "is missing"), at("/d", "is wrong"), at("/b", "is missing")},
+		"keystile: check: 422 c: is missing; the query is malformed": {at("", "is missing"), at("", "the query is malformed")},
+	} {
+		if got := (&keystile.Error{Code: "c", Status: 422, Detail: "is missing", Pointers: pointers}).Error(); got != want {
+			t.Errorf("%s; want %s", got, want)
+		}
+	}
+}
+
 func TestCheck_NoErrorAndNoPrintHoldsASecret(t *testing.T) {
 	secret := keystiletest.Secret(keystile.Live)
 	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

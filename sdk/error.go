@@ -3,6 +3,7 @@ package keystile
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -85,12 +86,7 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, "%d ", e.Status)
 	}
 	b.WriteString(string(e.Code))
-	if e.Detail != "" {
-		b.WriteString(": " + e.Detail)
-	}
-	for _, p := range e.Pointers {
-		b.WriteString("; " + p.Pointer + ": " + p.Message)
-	}
+	e.tell(&b)
 	if e.cause != nil {
 		b.WriteString(": " + e.cause.Error())
 	}
@@ -98,6 +94,33 @@ func (e *Error) Error() string {
 		b.WriteString(" (request " + e.RequestID + ")")
 	}
 	return b.String()
+}
+
+// tell writes the detail behind the fields that it is said of, and then what says
+// something else: the service's detail often is the message of a field.
+func (e *Error) tell(b *strings.Builder) {
+	var of, more []string
+	for _, p := range e.Pointers {
+		text := p.Message
+		if p.Pointer != "" {
+			text = p.Pointer + ": " + text
+		}
+		switch {
+		case p.Message != e.Detail:
+			more = append(more, text)
+		case p.Pointer != "":
+			of = append(of, p.Pointer)
+		}
+	}
+	if len(of) > 0 {
+		b.WriteString(": " + strings.Join(slices.Compact(of), ", "))
+	}
+	if e.Detail != "" {
+		b.WriteString(": " + e.Detail)
+	}
+	for _, text := range slices.Compact(more) {
+		b.WriteString("; " + text)
+	}
 }
 
 // Unwrap returns the cause, such as [context.DeadlineExceeded], or nil.

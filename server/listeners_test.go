@@ -107,6 +107,9 @@ func TestManagement_ChangesHaveTimeToBeAnswered(t *testing.T) {
 			d := &deadlines{ResponseWriter: newDiscard()}
 			w.Handler().ServeHTTP(d, r)
 			known := token != ""
+			if wants[0] && known && d.write.Sub(d.read) < time.Minute {
+				t.Errorf("%s: a body that comes late leaves %v for its answer", path, d.write.Sub(d.read))
+			}
 			if !d.read.IsZero() != (wants[0] && known) || !d.write.IsZero() != (wants[1] && known) {
 				t.Errorf("%s, admin %v: read until %v, write until %v", path, known, d.read, d.write)
 			}

@@ -30,9 +30,11 @@ const (
 	// maxLongBody that of an import or of checkpoints.
 	maxManagementBody = 64 << 10
 	maxLongBody       = 8 << 20
-	// longRequest is how long a management request may take to be answered, and the
-	// body of an import or of checkpoints to come.
+	// longRequest is how long a management request may take to be answered, and
+	// longBody the body of an import or of checkpoints to come, however it trickles:
+	// it holds a slot meanwhile.
 	longRequest = 2 * time.Minute
+	longBody    = time.Minute
 )
 
 const (
@@ -51,6 +53,8 @@ type management struct {
 	log      *slog.Logger
 	metrics  *metrics
 	long     slots
+	// bodyTime is longBody; tests have less of it.
+	bodyTime time.Duration
 	// unverified keeps one line a second about admins who could not be verified:
 	// asking costs the asker nothing.
 	unverified rate.Sometimes
@@ -68,7 +72,7 @@ func newManagement(o Options, m *metrics) (*management, error) {
 	}
 	return &management{
 		service: o.Management, admins: o.Admins, trusted: o.TrustedProxies, document: doc, log: o.Logger, metrics: m,
-		unverified: rate.Sometimes{Interval: time.Second},
+		bodyTime: longBody, unverified: rate.Sometimes{Interval: time.Second},
 	}, nil
 }
 
@@ -173,15 +177,18 @@ func (m *management) admit(c *gin.Context) {
 	}
 	limit := maxManagementBody
 	if op.takesLong() {
-		organization := state.request.Actor.Organization
-		if !m.long.take(organization) {
+		if err := m.mayStart(c, state); err != nil {
+			m.fail(c, err)
+			return
+		}
+		if !m.long.take(state.request.Actor) {
 			fail(c, managementProblem(authz.Unavailable("too many imports and verifications run already; try again", nil)))
 			return
 		}
-		defer m.long.give(organization)
+		defer m.long.give(state.request.Actor)
 		limit = maxLongBody
 	}
-	extendDeadlines(c, op)
+	m.extendDeadlines(c, op)
 	body, issue := op.readBody(c, limit)
 	if issue != nil {
 		fail(c, issue)
@@ -190,6 +197,21 @@ func (m *management) admit(c *gin.Context) {
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	m.fillRequest(c, state, body)
 	c.Next()
+}
+
+// mayStart refuses an admin who may not import or verify, before a slot is taken and
+// the body read: else whoever may not could keep those who may waiting.
+func (m *management) mayStart(c *gin.Context, state *managed) error {
+	var org authz.OrganizationID // zero is the platform
+	if text, ok := c.Params.Get("org"); ok {
+		if err := pathID(text, &org, "organization"); err != nil {
+			return err
+		}
+	}
+	if state.operation.rows {
+		return m.service.MayImport(c.Request.Context(), state.request, org) //nolint:wrapcheck // fail reads it
+	}
+	return m.service.MayVerify(c.Request.Context(), state.request, org) //nolint:wrapcheck // fail reads it
 }
 
 // takesLong tells whether the operation has a large body or walks many rows.
@@ -217,15 +239,15 @@ func (o *operation) readBody(c *gin.Context, limit int) ([]byte, *problem) {
 }
 
 // extendDeadlines gives what waits for Postgres, locks and receipts more time than
-// checks have, and long bodies too. The next request on the connection has its own
-// again.
-func extendDeadlines(c *gin.Context, op *operation) {
-	until := time.Now().Add(longRequest)
+// checks have, and long bodies too. Nothing renews them while a body comes; the next
+// request on the connection has its own again.
+func (m *management) extendDeadlines(c *gin.Context, op *operation) {
+	now := time.Now()
 	controller := http.NewResponseController(c.Writer)
 	// What cannot be extended keeps its limits.
-	_ = controller.SetWriteDeadline(until)
+	_ = controller.SetWriteDeadline(now.Add(longRequest))
 	if op.takesLong() {
-		_ = controller.SetReadDeadline(until)
+		_ = controller.SetReadDeadline(now.Add(m.bodyTime))
 	}
 }
 

@@ -370,33 +370,6 @@ func TestManagement_TheDocumentIsServedToEverybody(t *testing.T) {
 	w.must(304, "", "GET", "/openapi.yaml", "", "If-None-Match", got.Header().Get("ETag"))
 }
 
-func TestManagement_TooManyLongRequestsAreToldToWait(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	platform := authz.OrganizationID{}
-	for range maxLongEach {
-		if !w.management.long.take(platform) {
-			t.Fatal("no slot for the first")
-		}
-	}
-	verify := func(status int) answer { return w.must(status, w.platform, "POST", "/v1/audit-log/verify", "{}") }
-	got := verify(503)
-	if got.Header().Get("Retry-After") != "1" || got.code() != "unavailable" {
-		t.Errorf("%v %s", got.Header(), got.Body)
-	}
-	own := "/v1/organizations/" + w.acme.id + "/audit-log/verify"
-	w.must(200, w.acme.tokens[authz.RoleOwner], "POST", own, "{}") // another's two do not stop it
-	w.management.long.give(platform)
-	verify(200)
-	verify(200)
-	for i := range maxLongRequests - 1 {
-		w.management.long.take(authz.NewOrganizationID(w.store.Clock().Now()))
-		if status := w.ask(w.acme.tokens[authz.RoleOwner], "POST", own, "{}").Code; (status == 200) != (i < maxLongRequests-2) {
-			t.Errorf("with %d running: %d", i+2, status)
-		}
-	}
-}
-
 type awayAdmins struct{}
 
 func (awayAdmins) FindAdmin(context.Context, authz.SecretHash) (*authz.Admin, error) {

@@ -102,7 +102,7 @@ func TestManagement_WhatIsWrongIsToldWithoutRepeatingIt(t *testing.T) {
 		"no environments":    {"POST", "/v1/callers", `{"name":"n","environments":[]}`, nil, 422, "out_of_range", "/environments", "must have from 1 to 2 items"},
 		"another permission": {"POST", "/v1/callers", `{"name":"n","environments":["live"],"permissions":["hunter2"]}`, nil, 422, "out_of_range", "/permissions/0", "must be one of: check, explain, introspect, search"},
 
-		"an unknown parameter":   {"GET", keys + "?hunter2=1", ``, nil, 422, "unknown_parameter", "", "the query has a parameter that is not one of cursor, limit, status, environment, scope, external_id"},
+		"an unknown parameter":   {"GET", keys + "?hunter2=1", ``, nil, 422, "unknown_parameter", "", "the query has a parameter that is not one of cursor, limit, status, environment, scope, unused, external_id"},
 		"a parameter for none":   {"GET", key + "?hunter2=1", ``, nil, 422, "unknown_parameter", "", "the query has a parameter, and this takes none"},
 		"another spelling":       {"GET", keys + "?Limit=1", ``, nil, 422, "unknown_parameter", "", ""},
 		"a parameter twice":      {"GET", keys + "?limit=1&limit=2", ``, nil, 422, "duplicate_parameter", "", "query parameter limit must be sent once"},

@@ -114,6 +114,14 @@ func (s *Service) VerifyAuditLog(ctx context.Context, r Request, chain authz.Org
 	return &v.found, nil
 }
 
+// MayVerify tells, before any checkpoint is read, whether an actor may verify a chain:
+// a refusal is the one that VerifyAuditLog would give.
+func (s *Service) MayVerify(ctx context.Context, r Request, chain authz.OrganizationID) error {
+	return s.read(ctx, func(ctx context.Context, re Reader) error {
+		return s.mayReadChain(ctx, re, r, actionAuditVerify, chain)
+	})
+}
+
 // verifier walks chains.
 type verifier struct {
 	keys authz.Peppers

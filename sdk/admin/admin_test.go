@@ -127,6 +127,38 @@ func TestError_HoldsTheProblemAndNoToken(t *testing.T) {
 	}
 }
 
+func TestError_SaysNothingTwice(t *testing.T) {
+	const detail = "must be of the catalogue"
+	for want, problem := range map[string]string{
+		"keystile: 422 c: /scopes: must be of the catalogue":                       `"errors":[{"pointer":"/scopes","message":"must be of the catalogue"}]`,
+		"keystile: 422 c: /a, /b: must be of the catalogue":                        `"errors":[{"pointer":"/a","message":"must be of the catalogue"},{"pointer":"/b","message":"must be of the catalogue"}]`,
+		"keystile: 422 c: must be of the catalogue":                                `"errors":[{"pointer":"","message":"must be of the catalogue"}]`,
+		"keystile: 422 c: must be of the catalogue; header If-Match is not taken":  `"errors":[{"pointer":"","message":"header If-Match is not taken"}]`,
+		"keystile: 422 c: /a: must be of the catalogue; /b: is required":           `"errors":[{"pointer":"/a","message":"must be of the catalogue"},{"pointer":"/b","message":"is required"}]`,
+		"keystile: 422 c: must be of the catalogue; /b: is required; r: too long":  `"errors":[{"pointer":"/b","message":"is required"}],"reasons":[{"code":"r","message":"too long"}]`,
+		"keystile: 422 c: r: must be of the catalogue; other: must be something":   `"reasons":[{"code":"r","message":"must be of the catalogue"},{"code":"other","message":"must be something"}]`,
+		"keystile: 422 c: must be of the catalogue; /b: is required; /d: is wrong": `"errors":[{"pointer":"/b","message":"is required"},{"pointer":"/b","message":"is required"},{"pointer":"/d","message":"is wrong"}]`,
+	} {
+		client := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			write(w, 422, "application/problem+json", `{"code":"c","detail":"`+detail+`",`+problem+`}`)
+		})
+		if _, err := client.Catalogue(t.Context()); err == nil || err.Error() != want {
+			t.Errorf("%v; want %s", err, want)
+		}
+	}
+}
+
+func TestCall_AnAnswerTooLongIsToldApart(t *testing.T) {
+	client := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		write(w, 200, "application/json", strings.Repeat(" ", admin.MaxAnswerBytes+1))
+	})
+	var silence *admin.TransportError
+	_, err := client.Catalogue(t.Context())
+	if !errors.Is(err, admin.ErrAnswerTooLong) || !errors.As(err, &silence) || err.Error() != "keystile: the answer is longer than 16777216 bytes" {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestError_TellsAnotherServiceFromARefusal(t *testing.T) {
 	tests := map[string]struct {
 		status      int

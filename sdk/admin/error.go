@@ -2,8 +2,10 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -44,20 +46,47 @@ type Error struct {
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("keystile: " + strconv.Itoa(e.Status) + " " + e.Code)
-	if e.Detail != "" {
-		b.WriteString(": " + e.Detail)
-	}
+	said := make([]Reason, 0, len(e.Fields)+len(e.Reasons))
 	for _, f := range e.Fields {
-		b.WriteString("; " + f.Pointer + ": " + f.Message)
+		said = append(said, Reason{Code: f.Pointer, Message: f.Message})
 	}
-	for _, r := range e.Reasons {
-		b.WriteString("; " + r.Code + ": " + r.Message)
-	}
+	tell(&b, e.Detail, append(said, e.Reasons...))
 	if e.RequestID != "" {
 		b.WriteString(" (request " + e.RequestID + ")")
 	}
 	return b.String()
 }
+
+// tell writes detail behind what it is said of, and then what says something else:
+// the service's detail often is the message of a field.
+func tell(b *strings.Builder, detail string, list []Reason) {
+	var of, more []string
+	for _, r := range list {
+		text := r.Message
+		if r.Code != "" {
+			text = r.Code + ": " + text
+		}
+		switch {
+		case r.Message != detail:
+			more = append(more, text)
+		case r.Code != "":
+			of = append(of, r.Code)
+		}
+	}
+	if len(of) > 0 {
+		b.WriteString(": " + strings.Join(slices.Compact(of), ", "))
+	}
+	if detail != "" {
+		b.WriteString(": " + detail)
+	}
+	for _, text := range slices.Compact(more) {
+		b.WriteString("; " + text)
+	}
+}
+
+// ErrAnswerTooLong is the cause of a [*TransportError] when an answer exceeds
+// [MaxAnswerBytes].
+var ErrAnswerTooLong = fmt.Errorf("the answer is longer than %d bytes", MaxAnswerBytes)
 
 // TransportError means that no whole answer came: a change may have been made
 // or not.
@@ -69,7 +98,12 @@ type TransportError struct {
 }
 
 // Error tells what went wrong in one line.
-func (e *TransportError) Error() string { return "keystile: " + e.Detail + ": " + e.cause.Error() }
+func (e *TransportError) Error() string {
+	if cause := e.cause.Error(); cause != e.Detail {
+		return "keystile: " + e.Detail + ": " + cause
+	}
+	return "keystile: " + e.Detail
+}
 
 // Unwrap returns the cause, such as [context.DeadlineExceeded].
 func (e *TransportError) Unwrap() error { return e.cause }

@@ -16,9 +16,6 @@ import (
 
 const idempotencyKey = "Idempotency-Key"
 
-// errAnswerTooLong is the cause when an answer exceeds MaxAnswerBytes.
-var errAnswerTooLong = fmt.Errorf("the answer is longer than %d bytes", MaxAnswerBytes)
-
 // credential is reached by a pointer, which prints as an address.
 type credential struct{ token, authorization string }
 
@@ -44,7 +41,7 @@ func (s *sender) Do(req *http.Request) (*http.Response, error) {
 		req.Header.Set(idempotencyKey, rand.Text())
 	}
 	resp, body, err := s.attempt(req)
-	if err != nil && ctx.Err() == nil && repeatable(req) && !errors.Is(err, errAnswerTooLong) {
+	if err != nil && ctx.Err() == nil && repeatable(req) && !errors.Is(err, ErrAnswerTooLong) {
 		resp, body, err = s.again(req)
 	}
 	switch {
@@ -86,7 +83,7 @@ func (s *sender) attempt(req *http.Request) (*http.Response, []byte, error) {
 		return nil, nil, err
 	}
 	if len(body) > MaxAnswerBytes {
-		return nil, nil, errAnswerTooLong
+		return nil, nil, ErrAnswerTooLong
 	}
 	return resp, body, nil
 }
@@ -98,6 +95,8 @@ func (s *sender) unreachable(asked context.Context, err error) *TransportError {
 		err = wrapped.Err
 	}
 	switch {
+	case errors.Is(err, ErrAnswerTooLong):
+		return &TransportError{Detail: err.Error(), cause: err}
 	case asked.Err() != nil:
 		return &TransportError{Detail: "the caller gave up before the service answered", cause: asked.Err()}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -2,6 +2,8 @@ package cli_test
 
 import (
 	"encoding/json"
+	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -132,6 +134,68 @@ func TestAuditLog_VerifySendsTheCheckpointsOfALog(t *testing.T) {
 	}
 }
 
+func TestAuditLog_VerifyFindsCheckpointsInEveryFormOfLog(t *testing.T) {
+	checkpoint := `{"keystile_checkpoint":1,"at":"2026-10-20T12:00:00Z","heads":[{"chain":"platform"}],"signature":"a+/="}`
+	logged := func(handler func(io.Writer) slog.Handler, message string, args ...any) string {
+		var line strings.Builder
+		record := slog.NewRecord(testNow, slog.LevelInfo, message, 0)
+		record.Add(args...)
+		_ = handler(&line).Handle(t.Context(), record)
+		return strings.TrimSuffix(line.String(), "\n")
+	}
+	text := func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) }
+	object := func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) }
+	inText := logged(text, "audit checkpoint", "checkpoint", checkpoint)
+	cut := inText[:len(inText)-40]
+	_, left, _ := strings.Cut(cut, `checkpoint="`)
+	for name, tt := range map[string]struct {
+		line string
+		want []string
+	}{
+		"a plain line":                      {checkpoint, []string{checkpoint}},
+		"a plain line behind a prefix":      {"Oct 20 12:00:00 host keystile[7]: " + checkpoint, []string{checkpoint}},
+		"a text log":                        {inText, []string{checkpoint}},
+		"a text log behind a prefix":        {"Oct 20 12:00:00 host keystile[7]: " + inText, []string{checkpoint}},
+		"a text log that goes on":           {inText + ` replica="a b" n=1`, []string{checkpoint}},
+		"a JSON log":                        {logged(object, "audit checkpoint", "checkpoint", checkpoint), []string{checkpoint}},
+		"a JSON log behind a prefix":        {"keystile: " + logged(object, "audit checkpoint", "checkpoint", checkpoint), []string{checkpoint}},
+		"a damaged plain line":              {checkpoint[:30], []string{checkpoint[:30]}},
+		"a damaged object in a text log":    {logged(text, "audit checkpoint", "checkpoint", checkpoint[:30]), []string{checkpoint[:30]}},
+		"a damaged object in a JSON log":    {logged(object, "audit checkpoint", "checkpoint", checkpoint[:30]), []string{checkpoint[:30]}},
+		"a text line that is cut":           {cut, []string{left}},
+		"a mention in a text log":           {logged(text, "a line about keystile_checkpoint"), nil},
+		"a mention in a JSON log":           {logged(object, "a line about keystile_checkpoint"), nil},
+		"a mention as the checkpoint":       {logged(text, "x", "checkpoint", "no keystile_checkpoint here"), nil},
+		"a mention as a JSON checkpoint":    {logged(object, "x", "checkpoint", "no keystile_checkpoint here"), nil},
+		"a mention without quotes":          {"checkpoint=keystile_checkpoint", nil},
+		"a mention next to other JSON":      {`level=INFO msg="{} keystile_checkpoint" n={"a":1}`, nil},
+		"a mention before the checkpoint":   {logged(text, "keystile_checkpoint", "checkpoint", checkpoint), []string{checkpoint}},
+		"another key that ends the same":    {logged(text, "x", "last_checkpoint", "keystile_checkpoint"), nil},
+		"a word that ends in checkpoint=":   {`msg="checkpoint=" checkpoint=` + strconv.Quote(checkpoint), []string{checkpoint}},
+		"a checkpoint whose start was lost": {checkpoint[1:], []string{checkpoint[1:]}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			d.reply("POST /v1/audit-log/verify", verification(true))
+			o := d.runWith(t, tt.line+"\n", "audit-log", "verify", "--checkpoint", "-")
+			if tt.want == nil {
+				if o.code != cli.ExitUsage || len(d.requests()) != 0 {
+					t.Errorf("exit %d, %v, asked %d; want nothing sent", o.code, o.err, len(d.requests()))
+				}
+				return
+			}
+			if o.code != cli.ExitOK {
+				t.Fatalf("exit %d, %v", o.code, o.err)
+			}
+			var got struct{ Checkpoints []string }
+			_ = json.Unmarshal([]byte(d.last(t).body), &got)
+			if diff := cmp.Diff(tt.want, got.Checkpoints); diff != "" {
+				t.Errorf("checkpoints (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestAuditLog_VerifySendsManyCheckpointsInParts(t *testing.T) {
 	d := newDesk(t)
 	d.reply("POST /v1/organizations/{org}/audit-log/verify", verification(false, obj{"organization_id": orgID, "sequence": 4, "code": "missing", "message": "a row is missing"}))
@@ -157,13 +221,15 @@ func TestAuditLog_VerifyNamesEachProblem(t *testing.T) {
 	d := newDesk(t)
 	d.reply("POST /v1/audit-log/verify", verification(false,
 		obj{"organization_id": orgID, "sequence": 4, "code": "edited", "message": "the row differs from its MAC"},
-		obj{"organization_id": nil, "sequence": nil, "code": "bad_checkpoint", "message": "line 3"}))
+		obj{"organization_id": nil, "sequence": nil, "code": "bad_checkpoint", "message": "line 3"},
+		obj{"organization_id": nil, "sequence": 7, "code": "missing", "message": "rows 7 to 8 are missing"}))
 	o := d.run(t, "audit-log", "verify")
 	want := "" +
 		"NOT SOUND 9 events in 2 chains, 1 checkpoint\n" +
 		"CHAIN                           #  PROBLEM         WHAT\n" +
 		orgID + "  4  edited          the row differs from its MAC\n" +
-		"platform                        -  bad_checkpoint  line 3\n"
+		"-                               -  bad_checkpoint  line 3\n" +
+		"platform                        7  missing         rows 7 to 8 are missing\n"
 	if diff := cmp.Diff(want, o.out); diff != "" || o.code != cli.ExitFindings || o.err != nil {
 		t.Errorf("exit %d, %v, data (-want +got):\n%s", o.code, o.err, diff)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -118,10 +119,13 @@ func (s *session) verified(result *admin.AuditLogVerification) error {
 }
 
 func chainText(p admin.AuditProblem) string {
-	if p.OrganizationID == nil {
-		return "platform"
+	switch {
+	case p.OrganizationID != nil:
+		return *p.OrganizationID
+	case p.Code == admin.BadCheckpoint && p.Sequence == nil:
+		return "-" // it is about a line, and no chain
 	}
-	return *p.OrganizationID
+	return "platform"
 }
 
 func sequenceText(p admin.AuditProblem) string {
@@ -164,24 +168,59 @@ func readCheckpoints(in io.Reader) ([][]string, error) {
 	}
 }
 
+// checkpointMark is the first member of a checkpoint.
+const checkpointMark = "keystile_checkpoint"
+
+// checkpointShape is where a checkpoint begins, quoted or not and however damaged;
+// the mere word is none.
+var checkpointShape = regexp.MustCompile(`\{[\s\\"]*` + checkpointMark + `|"` + checkpointMark + `\\*"\s*:`)
+
 // checkpointIn returns the checkpoint that a line is, or holds under the key
-// "checkpoint"; "" for none. One that is no longer JSON is returned as well: that
-// it has been damaged is for the service to say.
+// "checkpoint" of a JSON or text log; "" for none. One that is no longer JSON is
+// returned as well: that it has been damaged is for the service to say.
 func checkpointIn(line []byte) string {
-	const mark = "keystile_checkpoint"
-	if !bytes.Contains(line, []byte(mark)) {
+	if !bytes.Contains(line, []byte(checkpointMark)) {
 		return ""
 	}
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(line, &fields) != nil {
-		return string(line)
+	// What collects logs puts its own words in front.
+	if start := bytes.IndexByte(line, '{'); start >= 0 {
+		var fields map[string]json.RawMessage
+		if json.Unmarshal(line[start:], &fields) == nil {
+			return checkpointOf(line[start:], fields)
+		}
 	}
-	if _, ok := fields[mark]; ok {
+	return checkpointInText(string(line))
+}
+
+// checkpointOf is checkpointIn for a line of JSON.
+func checkpointOf(line []byte, fields map[string]json.RawMessage) string {
+	if _, ok := fields[checkpointMark]; ok {
 		return string(line)
 	}
 	var embedded string
-	if json.Unmarshal(fields["checkpoint"], &embedded) == nil && strings.Contains(embedded, mark) {
+	if json.Unmarshal(fields["checkpoint"], &embedded) == nil && checkpointShape.MatchString(embedded) {
 		return embedded
+	}
+	return ""
+}
+
+// checkpointInText is checkpointIn for a line that is no JSON, such as one of
+// slog's TextHandler, which quotes as Go does.
+func checkpointInText(line string) string {
+	for rest, found := line, true; found; {
+		if _, rest, found = strings.Cut(rest, "checkpoint="); !strings.HasPrefix(rest, `"`) {
+			continue
+		}
+		quoted, err := strconv.QuotedPrefix(rest)
+		if err != nil {
+			continue
+		}
+		if value, err := strconv.Unquote(quoted); err == nil && checkpointShape.MatchString(value) {
+			return value
+		}
+	}
+	if at := checkpointShape.FindStringIndex(line); at != nil {
+		return line[at[0]:]
 	}
 	return ""
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -124,7 +125,7 @@ func adviseOn(err error, at place) (int, string) {
 	case 404:
 		return ExitUnexpected, "compare the id with `keystile " + at.named + " list`: nothing has it, or nothing that this admin may see"
 	case 409:
-		return ExitUnexpected, "see with `keystile " + at.group + " list` what stands in the way, change that, and repeat"
+		return ExitUnexpected, adviseOnConflict(refusal.Code, at)
 	case 412:
 		return ExitUnexpected, "somebody has changed it meanwhile: read it again with `keystile " + at.group + " get`, and repeat with its version"
 	case 429, 502, 503, 504:
@@ -133,15 +134,45 @@ func adviseOn(err error, at place) (int, string) {
 	return ExitUnexpected, ""
 }
 
+// adviseOnConflict tells what ends a conflict; keysrotate.go has the word for
+// rotation_in_progress, which is about its flags.
+func adviseOnConflict(code string, at place) string {
+	switch code {
+	case "key_revoked", "caller_revoked", "admin_revoked":
+		kind := strings.TrimSuffix(code, "_revoked")
+		return "make another " + kind + " with `keystile " + kind + "s create`"
+	case "organization_deleted":
+		return "name one that is active: `keystile orgs list` shows them"
+	case "quota_exceeded":
+		return "end keys with `keystile keys revoke KEY`, or have a platform admin choose a larger plan with `keystile orgs update ORG --plan PLAN`"
+	case "unknown_plan":
+		return "choose one of the plans of `keystile scopes` with `keystile orgs update ORG --plan PLAN`"
+	case "external_id_taken":
+		return "see with `keystile " + at.group + " list --external-id ID` what has it, and give another --external-id"
+	case "name_taken":
+		return "see with `keystile " + at.group + " list` what has it, and give another --name"
+	case "last_platform_admin":
+		return "make another one with `keystile admins create --role platform_admin`, and repeat"
+	case "too_many_formats":
+		return "import under a format that is known already; see with `keystile audit-log list` which imports there were"
+	}
+	return "see with `keystile " + at.group + " list` what stands in the way, change that, and repeat"
+}
+
 func adviseOnSilence(silence *admin.TransportError, at place) (int, string) {
 	var dial *net.OpError
+	done := "what was asked for may have been done: see with `keystile " + at.group + " list`"
 	switch {
+	case errors.Is(silence, admin.ErrAnswerTooLong) && at.limited:
+		return ExitUnexpected, "ask for fewer at once with --limit, and go on with --cursor"
+	case errors.Is(silence, admin.ErrAnswerTooLong):
+		return ExitUnexpected, done
 	case errors.Is(silence, context.Canceled):
-		return ExitUnexpected, "what was asked for may have been done: see with `keystile " + at.group + " list`"
+		return ExitUnexpected, done
 	case errors.As(silence, &dial) && dial.Op == "dial":
 		return ExitUnavailable, "see that the service runs, and that --url or KEYSTILE_URL names it"
 	}
-	return ExitUnavailable, "what was asked for may have been done: see with `keystile " + at.group + " list` before you repeat it"
+	return ExitUnavailable, done + " before you repeat it"
 }
 
 // toldError is an error in words for a person.

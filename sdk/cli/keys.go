@@ -64,7 +64,7 @@ func (c Config) keysList() *cobra.Command {
 		return showList(s, "keys", found, []string{"id", "name", "env", "status", "expires", "last used", "scopes"}, func(k admin.Key) []string {
 			return []string{
 				k.ID, shortName(k.Name), string(k.Environment), string(k.Status),
-				day(k.ExpiresAt, now), lastUse(k.LastUsedAt, now), few(k.Scopes, maxScopesWidth),
+				date(k.ExpiresAt), lastUse(k.LastUsedAt, now), few(k.Scopes, maxScopesWidth),
 			}
 		})
 	})

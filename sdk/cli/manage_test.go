@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/supportstation/keystile/sdk/admin"
 	"github.com/supportstation/keystile/sdk/cli"
 )
 
@@ -24,7 +25,8 @@ func TestManage_ExitCodeTellsWhatFailed(t *testing.T) {
 	}{
 		{"denied", func(d *desk) { d.refuse("POST /", 403, "role_forbidden") }, cli.ExitDenied, "role_forbidden"},
 		{"not found", func(d *desk) { d.refuse("POST /", 404, "not_found") }, cli.ExitUnexpected, "keystile keys list"},
-		{"conflict", func(d *desk) { d.refuse("POST /", 409, "key_revoked") }, cli.ExitUnexpected, "stands in the way"},
+		{"conflict", func(d *desk) { d.refuse("POST /", 409, "key_revoked") }, cli.ExitUnexpected, "keystile keys create"},
+		{"a new conflict", func(d *desk) { d.refuse("POST /", 409, "made_up_later") }, cli.ExitUnexpected, "stands in the way"},
 		{"lost race", func(d *desk) { d.refuse("POST /", 412, "version_mismatch") }, cli.ExitUnexpected, "keystile keys get"},
 		{"refused value", func(d *desk) { d.refuse("POST /", 422, "out_of_range") }, cli.ExitUsage, "out_of_range"},
 		{"not available", func(d *desk) { d.refuse("POST /", 503, "unavailable") }, cli.ExitUnavailable, "try again"},
@@ -42,6 +44,53 @@ func TestManage_ExitCodeTellsWhatFailed(t *testing.T) {
 			o := d.run(t, "keys", "revoke", keyID)
 			if o.code != tt.code || !strings.Contains(errorText(o.err), tt.says) || o.out != "" {
 				t.Errorf("exit %d, %v, data %q; want %d that says %q, and no data", o.code, o.err, o.out, tt.code, tt.says)
+			}
+		})
+	}
+}
+
+func TestManage_AConflictIsToldWithWhatEndsIt(t *testing.T) {
+	for code, says := range map[string]string{
+		"key_revoked":          "make another key with `keystile keys create`",
+		"caller_revoked":       "make another caller with `keystile callers create`",
+		"admin_revoked":        "make another admin with `keystile admins create`",
+		"organization_deleted": "`keystile orgs list`",
+		"quota_exceeded":       "`keystile keys revoke KEY`",
+		"unknown_plan":         "`keystile scopes`",
+		"external_id_taken":    "`keystile keys list --external-id ID`",
+		"name_taken":           "`keystile keys list`",
+		"last_platform_admin":  "`keystile admins create --role platform_admin`",
+		"too_many_formats":     "import",
+		"rotation_in_progress": "--drop-oldest",
+	} {
+		d := newDesk(t)
+		d.refuse("POST /", 409, code)
+		o := d.run(t, "keys", "rotate", keyID, "--grace", "24h")
+		if text := errorText(o.err); o.code != cli.ExitUnexpected || !strings.Contains(text, says) || strings.Contains(text, "stands in the way") {
+			t.Errorf("%s: exit %d, %q; want advice that says %q", code, o.code, text, says)
+		}
+	}
+}
+
+func TestManage_AnAnswerTooLongIsNotSilence(t *testing.T) {
+	for name, tt := range map[string]struct {
+		args []string
+		says string
+	}{
+		"a list":   {[]string{"keys", "list", "--org", orgID}, "--limit"},
+		"a change": {[]string{"keys", "revoke", keyID}, "may have been done"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDesk(t)
+			d.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = w.Write(make([]byte, admin.MaxAnswerBytes+1))
+			})
+			o := d.run(t, tt.args...)
+			text := errorText(o.err)
+			if o.code != cli.ExitUnexpected || !strings.Contains(text, "the answer is longer than 16777216 bytes") || !strings.Contains(text, tt.says) ||
+				strings.Contains(text, "did not answer") || len(d.requests()) != 1 {
+				t.Errorf("exit %d, %q, asked %d", o.code, text, len(d.requests()))
 			}
 		})
 	}
@@ -140,9 +189,9 @@ func TestManage_ListsReadWellAndHoldTheirIDs(t *testing.T) {
 	d.reply("GET /v1/organizations/{org}/keys", page(keyDocument(), many))
 	o := d.run(t, "keys", "list", "--org", orgID, "--status", "active", "--env", "test")
 	want := "" +
-		"ID                              NAME                      ENV   STATUS   EXPIRES                  SCOPES\n" +
-		keyID + "  ci                        test  active   2026-11-01 (in 12 days)  tickets:read\n" +
-		keyID + "  a name that is much too…  test  revoked  never                    customers:read +3\n"
+		"ID                              NAME                      ENV   STATUS   EXPIRES     LAST USED  SCOPES\n" +
+		keyID + "  ci                        test  active   2026-11-01  never      tickets:read\n" +
+		keyID + "  a name that is much too…  test  revoked  never       never      customers:read +3\n"
 	if diff := cmp.Diff(want, o.out); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
 	}

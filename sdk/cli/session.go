@@ -97,6 +97,8 @@ type place struct {
 	// group is the command's, such as keys, and named the one that lists the id
 	// that was given.
 	group, named string
+	// limited tells that the command takes --limit.
+	limited bool
 }
 
 func placeOf(cmd *cobra.Command) place {
@@ -104,7 +106,7 @@ func placeOf(cmd *cobra.Command) place {
 	for top.HasParent() && top.Parent().HasParent() {
 		top = top.Parent()
 	}
-	at := place{group: top.Name(), named: top.Name()}
+	at := place{group: top.Name(), named: top.Name(), limited: cmd.Flags().Lookup("limit") != nil}
 	if org := cmd.Flags().Lookup("org"); org != nil && org.Changed {
 		at.named = "orgs"
 	}

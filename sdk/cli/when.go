@@ -8,9 +8,17 @@ import (
 // day is a date in a column, with how far it is; "never" for none.
 func day(t *time.Time, now time.Time) string {
 	if t == nil {
+		return date(t)
+	}
+	return date(t) + " (" + relative(t.Sub(now)) + ")"
+}
+
+// date is a day's date, where columns are many; "never" for none.
+func date(t *time.Time) string {
+	if t == nil {
 		return "never"
 	}
-	return t.UTC().Format(time.DateOnly) + " (" + relative(t.Sub(now)) + ")"
+	return t.UTC().Format(time.DateOnly)
 }
 
 // moment is a time to the second, with how far it is.
