@@ -2,13 +2,10 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 )
 
 func newConfigCommand() *cobra.Command {
@@ -64,26 +61,10 @@ func printSettings(w io.Writer, output string, values configValues) error {
 		}
 		shown = append(shown, row)
 	}
-	var err error
-	switch output {
-	case "json":
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(shown)
-	case "yaml":
-		err = yaml.NewEncoder(w).Encode(shown)
-	case "table":
-		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	return printData(w, output, shown, func(table io.Writer) {
 		_, _ = fmt.Fprintln(table, "NAME\tVALUE\tSOURCE\tFORM")
 		for _, row := range shown {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", row.Name, cmp.Or(row.Value, "-"), cmp.Or(row.Source, "-"), row.Form)
 		}
-		err = table.Flush()
-	default:
-		return usageError(fmt.Errorf("--output is %q; accepted: table, json, yaml", output))
-	}
-	if err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
+	})
 }

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
@@ -130,26 +127,10 @@ func pepperState(u store.PepperUse) string {
 }
 
 func printPeppers(w io.Writer, output string, shown []shownPepper) error {
-	var err error
-	switch output {
-	case "json":
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(shown)
-	case "yaml":
-		err = yaml.NewEncoder(w).Encode(shown)
-	case "table":
-		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	return printData(w, output, shown, func(table io.Writer) {
 		_, _ = fmt.Fprintln(table, "PEPPER\tCONFIGURED\tKEY SECRETS\tCALLERS\tADMINS\tAUDIT ROWS\tSTATE")
 		for _, p := range shown {
 			_, _ = fmt.Fprintf(table, "%s\t%t\t%d\t%d\t%d\t%d\t%s\n", p.ID, p.Configured, p.KeySecrets, p.Callers, p.Admins, p.AuditRows, p.State)
 		}
-		err = table.Flush()
-	default:
-		return usageError(fmt.Errorf("--output is %q; accepted: table, json, yaml", output))
-	}
-	if err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
+	})
 }
