@@ -19,7 +19,7 @@ type Organization struct {
 	// SuspendedAt and DeletedAt are zero while it is neither.
 	SuspendedAt time.Time
 	DeletedAt   time.Time
-	// Version counts the changes; from 1.
+	// Version grows with each change; from 1.
 	Version int
 }
 
@@ -70,7 +70,7 @@ type Key struct {
 	// RateLimit is its own limit; nil means the plan's.
 	RateLimit *authz.Rate
 	Metadata  authz.Metadata
-	// Version counts the changes; from 1.
+	// Version grows with each change; from 1.
 	Version int
 	// Secrets are all that are not revoked, newest first, ended ones included.
 	Secrets []KeySecret
