@@ -64,17 +64,21 @@ func (c *checkpoints) writeLast(ctx context.Context) {
 const lastCheckpointLimit = 2 * time.Second
 
 func (c *checkpoints) write(ctx context.Context) {
-	lines, err := c.service.Checkpoints(ctx)
+	lines, problems, err := c.service.Checkpoints(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			c.log.Warn("the audit log's checkpoint could not be made; it is tried again", slog.Any("error", err))
 		}
 		return
 	}
+	for _, p := range problems {
+		c.log.Error("the audit log was cut or changed; run keystile audit-log verify with earlier checkpoints",
+			slog.String("chain", p.Chain), slog.Int64("sequence", p.Sequence))
+	}
 	for _, line := range lines {
 		c.log.Info("audit checkpoint", slog.String("checkpoint", line))
 	}
-	if c.file == nil || len(lines) == 0 {
+	if c.file == nil {
 		return
 	}
 	// One write, so that replicas which share the file do not mix their lines.

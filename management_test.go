@@ -329,3 +329,25 @@ func TestPeppersStatus_TellsWhatCanBeRemoved(t *testing.T) {
 		t.Errorf("%d %s %s", code, out, talk)
 	}
 }
+
+// A pepper of which audit keys were made goes only when exactly those are kept.
+func TestPeppersStatus_AuditKeysAreKeptWhenTheyAreTheSame(t *testing.T) {
+	peppers, err := authz.ParsePeppers(authz.NewPepper("old") + "," + authz.NewPepper("new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse := func(text string) authz.Peppers { return must(authz.ParsePeppers(text)) }
+	printed := manage.AuditKeys(authz.Peppers{}, peppers).Reveal()
+	old, _, _ := strings.Cut(printed, ",")
+	for name, tt := range map[string]struct {
+		keys authz.Peppers
+		want bool
+	}{
+		"none": {authz.Peppers{}, false}, "what was printed": {parse(printed), true}, "the old one": {parse(old), true},
+		"another one": {parse(authz.NewPepper("other")), false}, "the same id, other bytes": {parse(authz.NewPepper("old")), false},
+	} {
+		if got := kept(Config{Peppers: peppers, AuditKeys: tt.keys}, "old"); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}

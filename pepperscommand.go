@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
 )
@@ -42,7 +43,9 @@ first. Each secret that is used moves to the first one by itself. What is never 
 stays; rotate or revoke it, or keep the old pepper. A pepper can be taken out of
 KEYSTILE_PEPPERS when its state is removable. In state audit_log only rows of the
 audit log need it, whose keys are made of the peppers unless KEYSTILE_AUDIT_KEYS
-says otherwise: set that to what "keystile peppers audit-keys" prints. Exit status 3
+says otherwise: set that to what "keystile peppers audit-keys" prints. With a pepper
+go the digests of secrets that were revoked under it: they are unknown then, and an
+import that brings one could not be told apart from a new one. Exit status 3
 when a pepper is missing or has other bytes: serve would refuse to start.`,
 		Args: cobra.NoArgs,
 	}
@@ -60,8 +63,8 @@ when a pepper is missing or has other bytes: serve would refuse to start.`,
 		shown := make([]shownPepper, 0, len(uses))
 		var wrong store.PepperError
 		for _, u := range uses {
-			if len(cfg.AuditKeys.IDs()) > 0 {
-				u.AuditRows = 0 // they are under keys of their own
+			if kept(cfg, u.ID) {
+				u.AuditRows = 0
 			}
 			row := shownPepper{u.ID, u.Configured, u.KeySecrets, u.CallerTokens, u.AdminTokens, u.AuditRows, pepperState(u)}
 			shown = append(shown, row)
@@ -81,6 +84,18 @@ when a pepper is missing or has other bytes: serve would refuse to start.`,
 		return nil
 	}
 	return cmd
+}
+
+// kept tells whether the audit log can do without a pepper: its key is in
+// KEYSTILE_AUDIT_KEYS, and the one that is made of the pepper is no other.
+func kept(cfg Config, id string) bool {
+	probe := []byte("the same key")
+	own, err := cfg.AuditKeys.MAC(id, probe)
+	if err != nil {
+		return false
+	}
+	derived, err := manage.AuditKeys(authz.Peppers{}, cfg.Peppers).MAC(id, probe)
+	return err != nil || own == derived
 }
 
 func newAuditKeysCommand() *cobra.Command {

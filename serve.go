@@ -111,6 +111,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	}
 	management, err := manage.New(manage.Options{
 		Store: s.store, Policy: engine, Format: cfg.KeyFormat, AuditKeys: manage.AuditKeys(cfg.AuditKeys, cfg.Peppers),
+		AcceptsForeign: s.store.AcceptsForeign,
 	})
 	if err != nil {
 		return configError(err)

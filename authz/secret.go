@@ -87,6 +87,9 @@ func (f TokenFormat) Generate() Secret { return generate(f.prefix) }
 // and no memory. The checksum stops typos, not forgers.
 func (f TokenFormat) Accepts(text string) bool { return accepts(f.prefix, text) }
 
+// Within tells whether a token of this form stands anywhere in a text.
+func (f TokenFormat) Within(text string) bool { return within(f.prefix, text) }
+
 // Hint returns what of a token may be shown: see KeyFormat.Hint.
 func (f TokenFormat) Hint(s Secret) string { return hint(f.prefix, s.text) }
 
@@ -151,6 +154,11 @@ func (f KeyFormat) Accepts(text string) (Environment, bool) {
 	return "", false
 }
 
+// Within tells whether one of our secrets stands anywhere in a text.
+func (f KeyFormat) Within(text string) bool {
+	return f.live != "" && (within(f.live, text) || within(f.test, text))
+}
+
 // Hint returns what of a secret may be shown: its prefix, the first 4 random
 // characters, "…" and the last 4. A text that is not one of ours has no hint.
 func (f KeyFormat) Hint(s Secret) string {
@@ -181,6 +189,20 @@ func accepts(prefix, text string) bool {
 	body := len(text) - secretChecksumLen
 	sum := checksum(text[:body])
 	return text[body:] == string(sum[:])
+}
+
+func within(prefix, text string) bool {
+	length := len(prefix) + secretTailLen
+	for {
+		at := strings.Index(text, prefix)
+		if at < 0 || len(text) < at+length {
+			return false
+		}
+		if accepts(prefix, text[at:at+length]) {
+			return true
+		}
+		text = text[at+1:]
+	}
 }
 
 func randomBytes(n int) []byte {

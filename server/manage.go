@@ -291,7 +291,10 @@ func (m *management) fail(c *gin.Context, err error) {
 		known = &authz.Error{Kind: authz.KindInternal}
 	}
 	p := managementProblem(known)
-	if p.Status >= http.StatusInternalServerError {
+	switch {
+	case c.Request.Context().Err() != nil:
+		// Nobody is there to be answered, and a client that leaves is no fault of ours.
+	case p.Status >= http.StatusInternalServerError:
 		m.log.Error("a management request failed", slog.String("operation", stateOf(c).operation.id),
 			slog.Any("error", err), slog.String("request_id", requestID(c)))
 	}

@@ -102,13 +102,17 @@ func (c *Change) AuditHead(ctx context.Context, chain authz.OrganizationID) (man
 	return heads[0], nil
 }
 
-// AuditChains implements manage.Reader. Revisions grow along a chain, so a chain has
-// a row after since just when its last one is.
-func (r *reads) AuditChains(ctx context.Context, t manage.Tenant, since int64) ([]manage.ChainHead, error) {
+// AuditChains implements manage.Reader. Each end is one step in the chain's index, and
+// depends on no column that could have been changed to hide it.
+func (r *reads) AuditChains(ctx context.Context, t manage.Tenant) ([]manage.ChainHead, error) {
 	return list[manage.ChainHead, headRow](ctx, r, "find the ends of chains", `
-		SELECT DISTINCT ON (organization_id) organization_id, sequence, revision, mac FROM audit_log
-		WHERE ($1::boolean OR organization_id = $2::uuid) AND revision > $3
-		ORDER BY organization_id, sequence DESC`, t.Everyone(), t.Organization(), since)
+		SELECT a.organization_id, a.sequence, a.revision, a.mac FROM organizations o CROSS JOIN LATERAL (
+			SELECT organization_id, sequence, revision, mac FROM audit_log WHERE organization_id = o.id
+			ORDER BY sequence DESC LIMIT 1) a
+		WHERE ($1::boolean OR o.id = $2::uuid)
+		UNION ALL
+		(SELECT organization_id, sequence, revision, mac FROM audit_log WHERE organization_id IS NULL AND $1::boolean
+		ORDER BY sequence DESC LIMIT 1)`, t.Everyone(), t.Organization())
 }
 
 // saneAt is NULL for what Go or JSON cannot hold, such as infinity: one such row must not

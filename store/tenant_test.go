@@ -172,7 +172,7 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 			admins, err5 := r.Admins(ctx, tenant, manage.AdminFilter{}, page)
 			events, err6 := r.AuditEvents(ctx, tenant, org, manage.AuditFilter{Limit: 10})
 			platforms, err7 := r.AuditEvents(ctx, tenant, authz.OrganizationID{}, manage.AuditFilter{Limit: 10})
-			chains, err8 := r.AuditChains(ctx, tenant, 0)
+			chains, err8 := r.AuditChains(ctx, tenant)
 			for _, a := range admins {
 				if a.OrganizationID != foreign.organization.ID {
 					t.Errorf("%s tenant sees an admin", name)

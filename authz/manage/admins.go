@@ -153,8 +153,8 @@ func insertAdmin(ctx context.Context, w Writer, t Tenant, a *Admin) (authz.Secre
 }
 
 // RotateAdmin gives an admin a new token and a new life. Organization roles rotate
-// their own alone, because who gets another's token could act in its name, and live
-// no longer than they were granted: else a day given would be a day for ever.
+// their own alone, because who gets another's token could act in its name, and each
+// time for no longer than a platform admin granted.
 func (s *Service) RotateAdmin(ctx context.Context, r Request, id authz.AdminID, in TokenRotation) (*AdminChange, error) {
 	out := &AdminChange{}
 	return s.changeAdmin(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {

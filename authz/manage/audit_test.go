@@ -20,9 +20,9 @@ func audited(t *testing.T) (r *rig, checkpoints []string) {
 		in.Name = fmt.Sprintf("key %d", i)
 		r.key(t, in)
 	}
-	lines, err := r.Checkpoints(t.Context())
-	if err != nil || len(lines) == 0 {
-		t.Fatalf("%q, %v", lines, err)
+	lines, problems, err := r.Checkpoints(t.Context())
+	if err != nil || len(lines) != 1 || len(problems) != 0 {
+		t.Fatalf("%q, %v, %v", lines, problems, err)
 	}
 	return r, lines
 }
@@ -43,11 +43,11 @@ func TestAuditLog_UntouchedIsValid(t *testing.T) {
 	if len(v.Problems) > 0 || v.Rows != 7 || v.Chains != 2 || v.Checkpoints != len(lines) {
 		t.Errorf("%+v", v)
 	}
-	if more, err := r.Checkpoints(t.Context()); err != nil || len(more) != 0 {
-		t.Errorf("nothing has changed, and yet %q, %v", more, err)
+	if more, _, err := r.Checkpoints(t.Context()); err != nil || len(more) != 1 || !strings.Contains(more[0], `"heads":[]`) {
+		t.Errorf("nothing has changed, and that is told too: %q, %v", more, err)
 	}
 	r.key(t, keyInput())
-	more, err := r.Checkpoints(t.Context())
+	more, _, err := r.Checkpoints(t.Context())
 	if err != nil || len(more) != 1 || strings.Contains(more[0], `"platform"`) {
 		t.Errorf("the one chain that has grown: %q, %v", more, err)
 	}
@@ -92,6 +92,16 @@ func TestAuditLog_WhatWasDoneToTheTableIsFound(t *testing.T) {
 		"the first row removed": {[]string{`DELETE FROM audit_log WHERE sequence = 1` + ofAcme}, "missing", 1, false},
 		"a row moved to another chain": {
 			[]string{`UPDATE audit_log SET organization_id = NULL, sequence = 2 WHERE sequence = 6` + ofAcme}, "edited", 2, false,
+		},
+		"a row that hides by its revision": {
+			[]string{`UPDATE audit_log SET revision = 0, actor_id = 'admin_nobody' WHERE true` + ofAcme}, "edited", 1, false,
+		},
+		"a row before the first": {
+			[]string{
+				`ALTER TABLE audit_log DROP CONSTRAINT audit_log_sequence_check`,
+				`INSERT INTO audit_log SELECT gen_random_uuid(), organization_id, 0, at, actor_type, actor_id, action, target, before,
+					after, address, request_id, NULL, mac, revision, key_id FROM audit_log WHERE sequence = 3` + ofAcme,
+			}, "edited", 0, false,
 		},
 		"a truncated tail":   {[]string{`DELETE FROM audit_log WHERE sequence >= 5` + ofAcme}, "truncated", 6, true},
 		"a chain that went":  {[]string{`DELETE FROM audit_log WHERE true` + ofAcme}, "truncated", 6, true},
@@ -188,5 +198,24 @@ func TestAuditLog_RowsTellWhoDidWhatFromWhereAndWhatItWas(t *testing.T) {
 	list, err = r.ListAuditLog(t.Context(), r.as(r.platform), r.org, manage.AuditFilter{Limit: 10, After: before.Items[0].Sequence})
 	if err != nil || len(list.Items) != 2 || list.Next != "" || list.Items[1].Sequence != 1 {
 		t.Errorf("the rest: %+v, %v", list, err)
+	}
+}
+
+// Nothing that can be written into rows keeps a chain out of the checkpoints, and what
+// was cut between two of them is told at once.
+func TestCheckpoints_AreNotSilencedByWhatStandsInRows(t *testing.T) {
+	r, _ := audited(t)
+	storetest.Exec(t, r.at, `UPDATE audit_log SET revision = 9000000000000000000 WHERE sequence = 6 AND organization_id IS NOT NULL`)
+	if _, _, err := r.Checkpoints(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.key(t, keyInput())
+	lines, problems, err := r.Checkpoints(t.Context())
+	if err != nil || len(problems) != 0 || len(lines) != 1 || !strings.Contains(lines[0], `"sequence":7`) {
+		t.Errorf("%q, %v, %v", lines, problems, err)
+	}
+	storetest.Exec(t, r.at, `DELETE FROM audit_log WHERE sequence > 5 AND organization_id IS NOT NULL`)
+	if _, problems, err = r.Checkpoints(t.Context()); err != nil || len(problems) != 1 || problems[0].Sequence != 7 {
+		t.Errorf("%v, %v", problems, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -88,7 +89,7 @@ func (s *Service) VerifyAuditLog(ctx context.Context, r Request, chain authz.Org
 		}
 		chains := []authz.OrganizationID{chain}
 		if chain.IsZero() {
-			heads, err := re.AuditChains(ctx, TenantOf(r.Actor), 0)
+			heads, err := re.AuditChains(ctx, TenantOf(r.Actor))
 			if err != nil {
 				return err //nolint:wrapcheck // read does
 			}
@@ -160,8 +161,8 @@ func (v *verifier) chain(ctx context.Context, re Reader, t Tenant, id authz.Orga
 	delete(v.heads, name)
 	v.found.Chains++
 	last := ChainHead{Chain: id}
-	for {
-		events, err := re.AuditEvents(ctx, t, id, AuditFilter{OldestFirst: true, After: last.Sequence, Limit: verifyPage})
+	for after := int64(math.MinInt64); ; after = last.Sequence { // what was put before the first row is found too
+		events, err := re.AuditEvents(ctx, t, id, AuditFilter{OldestFirst: true, After: after, Limit: verifyPage})
 		if err != nil {
 			return fmt.Errorf("verify the audit log: %w", err)
 		}
@@ -191,6 +192,8 @@ func (v *verifier) chain(ctx context.Context, re Reader, t Tenant, id authz.Orga
 func (v *verifier) row(chain string, e *AuditEvent, last ChainHead) {
 	v.found.Rows++
 	switch {
+	case e.Sequence <= last.Sequence:
+		v.problem(chain, e.Sequence, "edited", "no row has such a place in a chain")
 	case e.Sequence != last.Sequence+1:
 		v.problem(chain, last.Sequence+1, "missing", fmt.Sprintf("rows %d to %d are missing", last.Sequence+1, e.Sequence-1))
 	case !bytes.Equal(e.PreviousMAC, last.MAC):
@@ -215,28 +218,50 @@ func (v *verifier) vanished() {
 }
 
 // Checkpoints returns signed lines about every chain that has grown since the last
-// call, and nothing when none has. The first call tells all chains.
-func (s *Service) Checkpoints(ctx context.Context) ([]string, error) {
+// call, all chains the first time, and a line about none when nothing has: a file in
+// which minutes are missing shows that. What has shrunk or changed meanwhile is told as
+// well, and is a fault of somebody who can write to the database.
+func (s *Service) Checkpoints(ctx context.Context) (lines []string, problems []AuditProblem, err error) {
 	s.marking.Lock()
 	defer s.marking.Unlock()
-	var lines []string
-	newest := s.marked
-	err := s.read(ctx, func(ctx context.Context, re Reader) error {
-		heads, err := re.AuditChains(ctx, Tenant{everyone: true}, s.marked)
+	marked := make(map[authz.OrganizationID]ChainHead)
+	err = s.read(ctx, func(ctx context.Context, re Reader) error {
+		heads, err := re.AuditChains(ctx, Tenant{everyone: true})
 		if err != nil {
 			return err //nolint:wrapcheck // read does
 		}
+		var grown []ChainHead
 		for _, h := range heads {
-			newest = max(newest, h.Revision)
+			marked[h.Chain] = h
+			was, known := s.marked[h.Chain]
+			if known && h.Sequence == was.Sequence && bytes.Equal(h.MAC, was.MAC) {
+				continue
+			}
+			grown = append(grown, h)
 		}
-		lines, err = signCheckpoints(s.keys, re.Now(), heads)
+		problems = shrunk(s.marked, marked)
+		lines, err = signCheckpoints(s.keys, re.Now(), grown)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	s.marked = newest
-	return lines, nil
+	s.marked = marked
+	return lines, problems, nil
+}
+
+// shrunk tells which chains end earlier than they did, or otherwise.
+func shrunk(was, is map[authz.OrganizationID]ChainHead) []AuditProblem {
+	var problems []AuditProblem
+	for chain, before := range was {
+		if now := is[chain]; now.Sequence < before.Sequence || now.Sequence == before.Sequence && !bytes.Equal(now.MAC, before.MAC) {
+			problems = append(problems, AuditProblem{
+				Chain: chainName(chain), Sequence: before.Sequence, Code: "truncated",
+				Message: "the last row of the checkpoint before this one is not there any more",
+			})
+		}
+	}
+	return problems
 }
 
 // CheckpointInterval is how often checkpoints are made.

@@ -177,7 +177,8 @@ func (s *Service) RotateCaller(ctx context.Context, r Request, id authz.CallerID
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Caller, out.At, out.Secret = *c, now, token
-		return logged(outcome{takes: in.Grace == 0}, authz.OrganizationID{}, op.action, c.ID.String(), before, c.document(now))
+		taken := slices.ContainsFunc(ended, func(t Token) bool { return !t.RevokedAt.IsZero() })
+		return logged(outcome{takes: taken}, authz.OrganizationID{}, op.action, c.ID.String(), before, c.document(now))
 	})
 }
 

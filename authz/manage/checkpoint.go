@@ -40,7 +40,7 @@ type CheckpointHead struct {
 // errCheckpoint is what is said of a line that is none, without repeating it.
 var errCheckpoint = errors.New("not a checkpoint that was signed with a key of this service")
 
-// signCheckpoints makes the lines that tell heads.
+// signCheckpoints makes the lines that tell heads: one at least.
 func signCheckpoints(keys authz.Peppers, at time.Time, heads []ChainHead) ([]string, error) {
 	ids := keys.IDs()
 	if len(ids) == 0 {
@@ -51,9 +51,9 @@ func signCheckpoints(keys authz.Peppers, at time.Time, heads []ChainHead) ([]str
 		return nil, err
 	}
 	var lines []string
-	for len(heads) > 0 {
+	for first := true; first || len(heads) > 0; first = false {
 		n := min(len(heads), maxCheckpointHeads)
-		c := Checkpoint{Version: 1, At: at.UTC().Truncate(time.Microsecond), KeyID: ids[0]}
+		c := Checkpoint{Version: 1, At: at.UTC().Truncate(time.Microsecond), KeyID: ids[0], Heads: []CheckpointHead{}}
 		for _, h := range heads[:n] {
 			c.Heads = append(c.Heads, CheckpointHead{chainName(h.Chain), h.Sequence, hex.EncodeToString(h.MAC)})
 		}

@@ -49,15 +49,15 @@ func checkName(name string) error {
 // notSecret refuses a token where none belongs; secrets of keys are refused by
 // Service.notKey, which knows their form.
 func notSecret(pointer, text string) error {
-	if authz.CallerTokens().Accepts(text) || authz.AdminTokens().Accepts(text) {
-		return outOfRange(pointer, "must not be a secret")
+	if authz.CallerTokens().Within(text) || authz.AdminTokens().Within(text) {
+		return outOfRange(pointer, "must not hold a secret")
 	}
 	return nil
 }
 
 // notKey refuses a key's secret where none belongs.
 func (s *Service) notKey(pointer, text string) error {
-	if _, ok := s.format.Accepts(text); ok {
+	if s.format.Within(text) || s.foreign != nil && s.foreign(text) {
 		return outOfRange(pointer, "must not be a secret")
 	}
 	return nil

@@ -24,6 +24,7 @@ func TestCreateKey_BadInputIsToldByItsField(t *testing.T) {
 		"an invisible letter":    {func(in *manage.KeyInput) { in.Name = "\u3164" }, "/name"},
 		"a key as a name":        {func(in *manage.KeyInput) { in.Name = r.format.Generate("live").Reveal() }, "/name"},
 		"a token as a name":      {func(in *manage.KeyInput) { in.Name = authz.AdminTokens().Generate().Reveal() }, "/name"},
+		"a key within a name":    {func(in *manage.KeyInput) { in.Name = "x " + r.format.Generate("live").Reveal() + "." }, "/name"},
 		"a key as an id":         {func(in *manage.KeyInput) { in.ExternalID = r.format.Generate("test").Reveal() }, "/external_id"},
 		"a tiny number":          {func(in *manage.KeyInput) { in.Metadata = []byte(`{"x":[1e-16000]}`) }, "/metadata"},
 		"a huge exponent":        {func(in *manage.KeyInput) { in.Metadata = []byte(`{"x":0e99999999999999999999}`) }, "/metadata"},

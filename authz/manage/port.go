@@ -105,9 +105,8 @@ type Reader interface {
 	// AuditEvents lists one chain; the platform's (zero) is within Everyone alone.
 	AuditEvents(ctx context.Context, t Tenant, chain authz.OrganizationID, f AuditFilter) ([]AuditEvent, error)
 	// AuditChains lists the organizations within that have a chain, each with its
-	// last row, and the platform's (zero) for Everyone; chains whose last row is of a
-	// revision ≤ since are left out.
-	AuditChains(ctx context.Context, t Tenant, since int64) ([]ChainHead, error)
+	// last row, and the platform's (zero) for Everyone.
+	AuditChains(ctx context.Context, t Tenant) ([]ChainHead, error)
 }
 
 // Writer is one transaction that changes. Whatever it writes carries the

@@ -34,6 +34,9 @@ type Options struct {
 	Format authz.KeyFormat
 	// AuditKeys seal the audit log; see AuditKeys.
 	AuditKeys authz.Peppers
+	// AcceptsForeign tells whether a text has the form of secrets that were imported,
+	// which must not become names; nil for none.
+	AcceptsForeign func(text string) bool
 }
 
 // Service does the management operations. Safe for concurrent use.
@@ -46,10 +49,12 @@ type Service struct {
 	policy Policy
 	format authz.KeyFormat
 	keys   authz.Peppers
+	// foreign is Options.AcceptsForeign.
+	foreign func(string) bool
 
-	// marking is held while checkpoints are made; marked is the revision up to which they are.
+	// marking is held while checkpoints are made; marked is where chains ended at the last.
 	marking sync.Mutex
-	marked  int64
+	marked  map[authz.OrganizationID]ChainHead
 }
 
 // New returns a Service, or an error when a part is missing.
@@ -60,7 +65,7 @@ func New(o Options) (*Service, error) {
 	if len(o.AuditKeys.IDs()) == 0 {
 		return nil, errors.New("management needs keys for the audit log")
 	}
-	return &Service{store: o.Store, policy: o.Policy, format: o.Format, keys: o.AuditKeys}, nil
+	return &Service{store: o.Store, policy: o.Policy, format: o.Format, keys: o.AuditKeys, foreign: o.AcceptsForeign}, nil
 }
 
 // Request is who asks, and how.

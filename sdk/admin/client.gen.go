@@ -341,7 +341,7 @@ type AdminList struct {
 type AdminRotate struct {
 	ExpiresInDays int `json:"expires_in_days"`
 
-	// GraceSeconds How long the old token works on; 0 unless given.
+	// GraceSeconds How long the old token works on; 0 unless given. One that an earlier rotation left ends at once.
 	GraceSeconds *int `json:"grace_seconds,omitempty"`
 }
 
@@ -463,7 +463,7 @@ type CallerList struct {
 type CallerRotate struct {
 	ExpiresInDays *int `json:"expires_in_days,omitempty"`
 
-	// GraceSeconds How long the old token works on.
+	// GraceSeconds How long the old token works on; one that an earlier rotation left ends at once.
 	GraceSeconds int `json:"grace_seconds"`
 }
 

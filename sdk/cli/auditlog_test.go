@@ -158,6 +158,7 @@ func TestAuditLog_VerifyFindsCheckpointsInEveryFormOfLog(t *testing.T) {
 		"a text log behind a prefix":        {"Oct 20 12:00:00 host keystile[7]: " + inText, []string{checkpoint}},
 		"a text log that goes on":           {inText + ` replica="a b" n=1`, []string{checkpoint}},
 		"a JSON log":                        {logged(object, "audit checkpoint", "checkpoint", checkpoint), []string{checkpoint}},
+		"a text log in a collector's JSON":  {`{"stream":"stderr","log":` + strconv.Quote(inText) + `}`, []string{checkpoint}},
 		"a JSON log behind a prefix":        {"keystile: " + logged(object, "audit checkpoint", "checkpoint", checkpoint), []string{checkpoint}},
 		"a damaged plain line":              {checkpoint[:30], []string{checkpoint[:30]}},
 		"a damaged object in a text log":    {logged(text, "audit checkpoint", "checkpoint", checkpoint[:30]), []string{checkpoint[:30]}},

@@ -201,6 +201,16 @@ func checkpointOf(line []byte, fields map[string]json.RawMessage) string {
 	if json.Unmarshal(fields["checkpoint"], &embedded) == nil && checkpointShape.MatchString(embedded) {
 		return embedded
 	}
+	// What a log collector has wrapped, such as {"log":"…"} or {"MESSAGE":"…"}.
+	for _, field := range fields {
+		var wrapped string
+		if json.Unmarshal(field, &wrapped) != nil || !strings.Contains(wrapped, checkpointMark) {
+			continue
+		}
+		if found := checkpointIn([]byte(wrapped)); found != "" {
+			return found
+		}
+	}
 	return ""
 }
 
