@@ -6,6 +6,9 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
+// errPolicy marks what policy could not decide from what the store did not answer.
+var errPolicy = errors.New("policy")
+
 // translate is the one place that turns a store's errors into ours.
 func translate(err error) error {
 	var known *authz.Error
@@ -14,7 +17,7 @@ func translate(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &known):
-		if known.Kind == authz.KindUnavailable && known.Code == string(authz.CodeUnavailable) && known.Cause != nil {
+		if known.Kind == authz.KindUnavailable && known.Code == string(authz.CodeUnavailable) && known.Cause != nil && !errors.Is(err, errPolicy) {
 			return authz.Unavailable("management needs Postgres, and it does not answer; try again", err)
 		}
 		return known

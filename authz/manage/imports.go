@@ -2,7 +2,6 @@ package manage
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -131,17 +130,8 @@ func recall(ctx context.Context, w Writer, scope IdempotencyScope, r Request, ou
 	if err != nil || earlier == nil {
 		return false, err //nolint:wrapcheck // change does
 	}
-	if earlier.Fingerprint != r.Fingerprint {
-		return false, invalid("idempotency_mismatch", "", "this Idempotency-Key was used for another request; use a new one")
-	}
-	var kept remembered
-	if err := json.Unmarshal(earlier.Answer, &kept); err != nil {
-		return false, fmt.Errorf("read an earlier answer: %w", err)
-	}
-	if err := json.Unmarshal(kept.Answer, out); err != nil {
-		return false, fmt.Errorf("read an earlier answer: %w", err)
-	}
-	return true, nil
+	_, err = replay(earlier, r, out)
+	return err == nil, err
 }
 
 func (s *Service) rememberImport(ctx context.Context, r Request, out *ImportResult) error {

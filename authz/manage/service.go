@@ -117,7 +117,7 @@ func (s *Service) decide(ctx context.Context, r Request, action string, o *Organ
 	}
 	verdict, err := s.policy.DecideAdmin(ctx, q)
 	if err != nil {
-		return authz.Unavailable("policy could not decide about this change; see the log", err)
+		return authz.Unavailable("policy could not decide about this; see the log", fmt.Errorf("%w: %w", errPolicy, err))
 	}
 	if !verdict.Allow {
 		return &authz.Error{
@@ -191,17 +191,10 @@ func (s *Service) change(
 	})
 	switch {
 	case errors.Is(err, errReplayed):
-		var kept remembered
-		if earlier.Fingerprint != r.Fingerprint {
-			return answered{}, invalid("idempotency_mismatch", "", "this Idempotency-Key was used for another request; use a new one")
+		if out.takes, err = replay(earlier, r, answer); err != nil {
+			return answered{}, err
 		}
-		if err := json.Unmarshal(earlier.Answer, &kept); err != nil {
-			return answered{}, fmt.Errorf("read an earlier answer: %w", err)
-		}
-		if err := json.Unmarshal(kept.Answer, answer); err != nil {
-			return answered{}, fmt.Errorf("read an earlier answer: %w", err)
-		}
-		done.replayed, out.takes, revision = true, kept.Takes, earlier.Revision
+		done.replayed, revision = true, earlier.Revision
 	case err != nil:
 		return answered{}, translate(err)
 	}
@@ -210,6 +203,22 @@ func (s *Service) change(
 		done.effective = &effective
 	}
 	return done, nil
+}
+
+// replay fills answer with what the same request was answered before, and tells
+// whether that took rights away.
+func replay(earlier *Remembered, r Request, answer any) (takes bool, err error) {
+	if earlier.Fingerprint != r.Fingerprint {
+		return false, invalid("idempotency_mismatch", "", "this Idempotency-Key was used for another request; use a new one")
+	}
+	var kept remembered
+	if err := json.Unmarshal(earlier.Answer, &kept); err != nil {
+		return false, fmt.Errorf("read an earlier answer: %w", err)
+	}
+	if err := json.Unmarshal(kept.Answer, answer); err != nil {
+		return false, fmt.Errorf("read an earlier answer: %w", err)
+	}
+	return kept.Takes, nil
 }
 
 // effective waits for the receipt. The change is committed: what cannot be found

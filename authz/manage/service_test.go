@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -333,5 +334,28 @@ func TestCallers_RotateWithOverlapAndGo(t *testing.T) {
 	}
 	if _, err := r.CreateCaller(t.Context(), r.as(r.platform), manage.CallerInput{Name: "tickets", Environments: []authz.Environment{"live"}}); err != nil {
 		t.Errorf("the name of a removed one: %v", err)
+	}
+}
+
+// silent decides nothing.
+type silent struct{ manage.Policy }
+
+func (silent) DecideAdmin(context.Context, authz.AdminQuestion) (authz.AdminVerdict, error) {
+	return authz.AdminVerdict{Allow: true}, errors.New("no decision")
+}
+
+func TestPolicy_ThatDoesNotDecideChangesNothingAndIsNotCalledPostgres(t *testing.T) {
+	r := newRig(t)
+	svc, err := manage.New(manage.Options{Store: r.store, Policy: silent{r.engine}, Format: r.format, AuditKeys: r.keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = svc.CreateKey(t.Context(), r.as(r.platform), r.org, keyInput())
+	var known *authz.Error
+	if !asError(err, &known) || known.Kind != authz.KindUnavailable || !strings.HasPrefix(known.Message, "policy could not decide") {
+		t.Errorf("%v", err)
+	}
+	if n := len(r.listKeys(t, r.platform)); n != 0 {
+		t.Errorf("%d keys were made", n)
 	}
 }

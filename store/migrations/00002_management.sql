@@ -40,7 +40,6 @@ ALTER TABLE audit_log
     ADD COLUMN revision bigint NOT NULL DEFAULT 0,
     ADD COLUMN key_id text NOT NULL DEFAULT '';
 ALTER TABLE audit_log ALTER COLUMN revision DROP DEFAULT, ALTER COLUMN key_id DROP DEFAULT;
-CREATE INDEX audit_log_revision ON audit_log (revision);
 CREATE INDEX audit_log_target ON audit_log (organization_id, target, sequence);
 
 -- Answers that have been given, for 24 hours.
@@ -90,7 +89,7 @@ ALTER TABLE replicas
 -- +goose Down
 ALTER TABLE replicas DROP COLUMN name, DROP COLUMN stale_max_ms, DROP COLUMN pepper_ids;
 DROP TABLE secret_uses, retired_digests, foreign_formats, idempotency;
-DROP INDEX audit_log_target, audit_log_revision;
+DROP INDEX audit_log_target;
 ALTER TABLE audit_log
     ALTER COLUMN before TYPE jsonb USING before::jsonb,
     ALTER COLUMN after TYPE jsonb USING after::jsonb,
