@@ -41,3 +41,11 @@ func (c *Callers) Authenticate(ctx context.Context, token string, p Permission) 
 	}
 	return caller, nil
 }
+
+// id is the caller's, or the zero id of nobody.
+func (c *Caller) id() CallerID {
+	if c == nil {
+		return CallerID{}
+	}
+	return c.ID
+}

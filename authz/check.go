@@ -131,6 +131,8 @@ type CheckerOptions struct {
 	Realm string
 	// Opaque401 gives one and the same 401 to the end client for all reasons.
 	Opaque401 bool
+	// Budget is the one deadline of a check; 0 means DefaultCheckBudget.
+	Budget time.Duration
 }
 
 // Checker decides checks. This is the only place where their order stands. It is
@@ -143,6 +145,7 @@ type Checker struct {
 	uses      UseRecorder
 	realm     string
 	opaque401 bool
+	budget    time.Duration
 }
 
 // NewChecker returns a Checker, or an error when a part is missing.
@@ -158,7 +161,11 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 			return nil, errors.New("realm must be printable ASCII without quotes and backslashes")
 		}
 	}
+	if o.Budget == 0 {
+		o.Budget = DefaultCheckBudget
+	}
 	return &Checker{
+		budget: o.Budget,
 		keys: o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, realm: o.Realm, opaque401: o.Opaque401,
 	}, nil
 }
@@ -166,12 +173,13 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 // Check decides q, in the order of the contract: the secret's form, look-up, the
 // key's state, policy, limits. It sets q.Stale and changes nothing else of q.
 //
-// The one error is of KindInvalid: the question itself cannot be answered
-// (cost_exceeds_burst). Everything else, also what could not be decided, is a
-// Decision. It does not stop when ctx is cancelled: a client that leaves must not
-// cost a connection, and every part has a deadline of its own.
+// The errors are the question's own: of KindInvalid when it cannot be answered
+// (cost_exceeds_burst), of KindThrottled when its caller has asked for too much at once.
+// Everything else, also what could not be decided, is a Decision. It does not stop when
+// ctx is cancelled: a client that leaves must not cost a connection, and the whole has
+// one deadline, of which every part takes its share.
 func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
-	ctx = context.WithoutCancel(ctx)
+	ctx = withBudget(ctx, c.budget)
 	now := c.clock.Now()
 	d := &Decision{ID: newID[decisionKind](now), at: now}
 
@@ -183,7 +191,10 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 		return c.finish(d.deny(CodeKeyMissing, "No API key was presented.")), nil
 	}
 
-	found, err := c.keys.FindKey(ctx, q.Presented.hash)
+	found, err := c.keys.FindKey(ctx, q.Caller.id(), q.Presented.hash)
+	if KindOf(err) == KindThrottled {
+		return nil, err //nolint:wrapcheck // the port says what it means
+	}
 	if err != nil {
 		d.Degraded.Store = true
 		return c.finish(d.undecided("The key could not be looked up.", err)), nil

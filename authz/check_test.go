@@ -25,7 +25,7 @@ type world struct {
 	opaque            bool
 }
 
-func (w *world) FindKey(context.Context, SecretHash) (FoundKey, error) {
+func (w *world) FindKey(context.Context, CallerID, SecretHash) (FoundKey, error) {
 	w.looked++
 	return w.found, w.findErr
 }

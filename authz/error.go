@@ -22,6 +22,8 @@ const (
 	KindNotFound
 	// KindConflict means that what is there does not permit it.
 	KindConflict
+	// KindThrottled means that the caller has asked for too much at once.
+	KindThrottled
 	// KindPrecondition means that the thing has changed since the asker read it.
 	KindPrecondition
 )
@@ -66,4 +68,13 @@ func KindOf(err error) Kind {
 // Unavailable wraps the error of a dependency that did not answer.
 func Unavailable(what string, cause error) *Error {
 	return &Error{Kind: KindUnavailable, Code: string(CodeUnavailable), Message: what, Cause: cause}
+}
+
+// CallerThrottled tells a caller that it has more waiting than its share.
+func CallerThrottled(what string) *Error {
+	return &Error{
+		Kind: KindThrottled, Code: "caller_throttled",
+		Message: "This caller has too many checks of keys waiting that are not in memory; ask again in a second.",
+		Cause:   errors.New(what),
+	}
 }

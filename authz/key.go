@@ -62,7 +62,7 @@ type Organization struct {
 
 // Key is what a customer's integration presents: an identity that never changes,
 // with one secret, two while rotating. A read Key is immutable and shared by all
-// who ask; only its memo is ever set. It must not be copied.
+// who ask; only its two memos are ever set. It must not be copied.
 type Key struct {
 	ID           KeyID
 	Organization *Organization
@@ -93,6 +93,9 @@ type Key struct {
 	// Memo keeps what authz/policy alone puts beside this record, always of one concrete
 	// type; what depends on more than the record is tagged with its snapshot.
 	Memo atomic.Value
+	// Refusals keeps what authz/ratelimit alone remembers of this record's limits,
+	// always of one concrete type.
+	Refusals atomic.Value
 }
 
 // KeySecret is one of a key's secrets, as far as it is known: never the secret itself.

@@ -28,9 +28,10 @@ type KeyReader interface {
 	// the key is: revoked, expired and disabled keys are found. The zero FoundKey
 	// means that the store has answered and there is none.
 	//
-	// An error of KindUnavailable means that it could not be found out.
+	// An error of KindUnavailable means that it could not be found out, one of
+	// KindThrottled that this caller has more look-ups waiting than its share.
 	// Called by Checker alone, concurrently.
-	FindKey(ctx context.Context, hash SecretHash) (FoundKey, error)
+	FindKey(ctx context.Context, caller CallerID, hash SecretHash) (FoundKey, error)
 }
 
 // CallerReader finds callers. It is implemented by the store.

@@ -54,6 +54,9 @@ func problemOf(err *authz.Error) *problem {
 		p.Challenge = `Bearer realm="keystile"`
 	case authz.KindForbidden:
 		p.Status, p.Title = http.StatusForbidden, "Caller not permitted"
+	case authz.KindThrottled:
+		// Without Retry-After: only checks of keys that are not in memory wait.
+		p.Status, p.Title = http.StatusTooManyRequests, "Caller throttled"
 	case authz.KindUnavailable:
 		p.Status, p.Title = http.StatusServiceUnavailable, "Not available"
 	case authz.KindNotFound:

@@ -27,7 +27,7 @@ type parts struct {
 	lookedUp int
 }
 
-func (p *parts) FindKey(context.Context, authz.SecretHash) (authz.FoundKey, error) {
+func (p *parts) FindKey(context.Context, authz.CallerID, authz.SecretHash) (authz.FoundKey, error) {
 	p.lookedUp++
 	return authz.FoundKey{Key: p.key, Secret: p.secret}, p.findErr
 }

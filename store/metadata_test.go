@@ -79,7 +79,7 @@ func TestMetadata_ARowThatIsTooLargeIsBad(t *testing.T) {
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
 	w := newWhole(t, s, "acme")
 	storetest.Exec(t, at, `UPDATE api_keys SET metadata = json_build_object('x', repeat('x', 65536))`)
-	if _, err := s.FindKey(t.Context(), w.keySecret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
+	if _, err := s.FindKey(t.Context(), authz.CallerID{}, w.keySecret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
 		t.Errorf("served: %v", err)
 	}
 	manageRead(t, s, func(ctx context.Context, r manage.Reader) error {

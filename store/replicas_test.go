@@ -11,6 +11,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
 	"github.com/supportstation/keystile/store/storetest"
@@ -217,7 +218,7 @@ func TestSynchronize_WithoutAHeartbeatAPollGivesNoRightToServe(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_, err := there.FindKey(t.Context(), w.keySecret.Hash())
+		_, err := there.FindKey(t.Context(), authz.CallerID{}, w.keySecret.Hash())
 		h := there.Health()
 		if h.Revision != n || h.Known != covered || (err == nil) != covered {
 			t.Errorf("%s: %+v, want revision %d and known %t; %v", state, h, n, covered, err)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/store"
 	"github.com/supportstation/keystile/store/storetest"
 )
@@ -85,7 +86,7 @@ func TestStore_ASlowPostgresIsNotTakenForOneThatIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 100 { // the budget is the real one, and the machine may be busy
-		if _, err = there.FindKey(t.Context(), k.secret.Hash()); err == nil {
+		if _, err = there.FindKey(t.Context(), authz.CallerID{}, k.secret.Hash()); err == nil {
 			break
 		}
 	}
@@ -102,7 +103,7 @@ func TestStore_ASlowPostgresIsNotTakenForOneThatIsAway(t *testing.T) {
 	if h := there.Health(); h.Revision < n || h.Degraded {
 		t.Errorf("%+v, want revision %d", h, n)
 	}
-	if found, err := there.FindKey(t.Context(), k.secret.Hash()); err == nil && found.Key.RevokedAt.IsZero() {
+	if found, err := there.FindKey(t.Context(), authz.CallerID{}, k.secret.Hash()); err == nil && found.Key.RevokedAt.IsZero() {
 		t.Error("a revoked key is served")
 	}
 	link.delay.Store(0)

@@ -185,7 +185,7 @@ func (s *Store) Clock() *Clock { return s.clock }
 
 // FindKey implements authz.KeyReader: from memory when the digest is known there
 // and confirmed recently enough, else by one coalesced statement.
-func (s *Store) FindKey(ctx context.Context, hash authz.SecretHash) (authz.FoundKey, error) {
+func (s *Store) FindKey(ctx context.Context, _ authz.CallerID, hash authz.SecretHash) (authz.FoundKey, error) {
 	var buffer [2]authz.Digest
 	digests := s.peppers.AppendDigests(buffer[:0], hash)
 	degraded, stale, lost := s.freshness()

@@ -65,7 +65,7 @@ func write(t testing.TB, s *store.Store, do func(context.Context, *store.Change)
 
 func find(t testing.TB, s *store.Store, secret authz.Secret) authz.FoundKey {
 	t.Helper()
-	found, err := s.FindKey(t.Context(), secret.Hash())
+	found, err := s.FindKey(t.Context(), authz.CallerID{}, secret.Hash())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestStore_ABadRowDeniesItsOwnKeyAlone(t *testing.T) {
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
 	bad, good := add(t, s), add(t, s)
 	storetest.Exec(t, at, `UPDATE api_keys SET scopes = '{NOT A SCOPE}' WHERE id = $1`, bad.key.ID)
-	if _, err := s.FindKey(t.Context(), bad.secret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
+	if _, err := s.FindKey(t.Context(), authz.CallerID{}, bad.secret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
 		t.Errorf("a bad row: %v", err)
 	}
 	if find(t, s, good.secret).Key == nil {
@@ -340,7 +340,7 @@ func TestStore_MissesAreCoalesced(t *testing.T) {
 	var group sync.WaitGroup
 	for range 500 {
 		group.Go(func() {
-			if got, err := s.FindKey(t.Context(), k.secret.Hash()); err != nil || got.Key == nil {
+			if got, err := s.FindKey(t.Context(), authz.CallerID{}, k.secret.Hash()); err != nil || got.Key == nil {
 				t.Errorf("%+v, %v", got, err)
 			}
 		})

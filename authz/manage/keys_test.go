@@ -252,7 +252,7 @@ func TestImport_RowsAreJudgedOneByOne(t *testing.T) {
 	if err := r.store.Synchronize(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := r.store.FindKey(t.Context(), authz.NewSecret(secret(0)).Hash()); err != nil || found.Key == nil || found.Key.Organization.ID != r.org {
+	if found, err := r.store.FindKey(t.Context(), authz.CallerID{}, authz.NewSecret(secret(0)).Hash()); err != nil || found.Key == nil || found.Key.Organization.ID != r.org {
 		t.Errorf("%+v, %v", found, err)
 	}
 	if !r.store.AcceptsForeign(secret(9)) || r.store.AcceptsForeign("new_"+secret(9)[4:]) {
