@@ -238,7 +238,8 @@ func (s *service) readiness(engine *policy.Engine) server.Readiness {
 		Ready: st.Known && revision != "",
 		Details: map[string]any{
 			"store": map[string]any{
-				"known": st.Known, "revision": st.Revision, "cached_keys": st.CachedKeys,
+				"known": st.Known, "revision": st.Revision, "cached_keys": st.CachedKeys, "cached_key_bytes": st.CachedKeyBytes,
+				"lookup_statements": st.Lookups, "live_replicas": st.LiveReplicas, "put_back": st.PutBack, "dropped_uses": st.DroppedUses,
 				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
 			},
 			"limiter": limiter,
@@ -273,8 +274,18 @@ func (s *service) announce(w io.Writer, output string) error {
 	return nil
 }
 
-// wait returns when the service has ended and drained.
-func (s *service) wait() error { return errors.Join(<-s.served, s.closeParts()) }
+// wait returns when the service has ended and drained. A database that turns out not to
+// fit, after it did not answer at the start, ends it.
+func (s *service) wait() error {
+	var refused error
+	select {
+	case err := <-s.served:
+		return errors.Join(err, s.closeParts())
+	case refused = <-s.store.Refused():
+		s.cancel()
+	}
+	return errors.Join(dependencyError(refused), <-s.served, s.closeParts())
+}
 
 // close ends the service and waits for it.
 func (s *service) close() error {

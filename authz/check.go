@@ -166,7 +166,7 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 	}
 	return &Checker{
 		budget: o.Budget,
-		keys: o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, realm: o.Realm, opaque401: o.Opaque401,
+		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, realm: o.Realm, opaque401: o.Opaque401,
 	}, nil
 }
 

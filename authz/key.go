@@ -58,6 +58,8 @@ type Organization struct {
 	Metadata Metadata
 	// Suspended denies all its keys.
 	Suspended bool
+	// Revision is the store's revision that last changed the row.
+	Revision int64
 }
 
 // Key is what a customer's integration presents: an identity that never changes,

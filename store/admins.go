@@ -193,6 +193,9 @@ func (s *Store) FindAdmin(ctx context.Context, hash authz.SecretHash) (*authz.Ad
 	case <-ctx.Done():
 		return nil, translate("look up an admin", ctx.Err())
 	}
+	if err := s.notAdmitted("look up an admin"); err != nil {
+		return nil, err
+	}
 	digests := s.peppers.AppendDigests(nil, hash)
 	arg := make(pq.ByteaArray, len(digests))
 	for i := range digests {

@@ -139,6 +139,30 @@ func (c *Change) RevokeCaller(ctx context.Context, id authz.CallerID) error {
 // callerTable is every caller's token by digest, as of one revision. It is never changed.
 type callerTable map[authz.Digest]*authz.Caller
 
+// mergeOlder keeps to what was known when the database was put back meanwhile: an older
+// row replaces no newer one, and revoked is for ever.
+func (t callerTable) mergeOlder(known *callerTable) {
+	if known == nil {
+		return
+	}
+	for d, was := range *known {
+		is := t[d]
+		if is == nil {
+			continue
+		}
+		if is.Revision < was.Revision {
+			t[d] = was
+			continue
+		}
+		if is.RevokedAt.IsZero() {
+			is.RevokedAt = was.RevokedAt
+		}
+		if is.TokenRevokedAt.IsZero() {
+			is.TokenRevokedAt = was.TokenRevokedAt
+		}
+	}
+}
+
 // readCallers reads them all: callers are backend services, and few. So an unknown
 // token costs no statement, and none can be made to.
 func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
@@ -155,8 +179,11 @@ func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
 		Revision       int64          `db:"revision"`
 	}
 	err := db.SelectContext(ctx, &rows, `
-		SELECT t.digest, t.expires_at AS token_expires_at, t.revoked_at AS token_revoked_at,
-			c.id, c.name, c.environments, c.permissions, c.disabled_at IS NOT NULL AS disabled, c.revoked_at, c.revision
+		SELECT t.digest, `+finite("t.expires_at", "token_expires_at")+`, `+finite("t.revoked_at", "token_revoked_at")+`,
+			c.id, c.name, c.environments, c.permissions, `+finite("c.revoked_at", "revoked_at")+`, c.revision,
+			-- A time that is none denies its own caller alone.
+			(c.disabled_at IS NOT NULL OR NOT isfinite(COALESCE(t.expires_at, c.created_at))
+				OR NOT isfinite(COALESCE(t.revoked_at, c.created_at)) OR NOT isfinite(COALESCE(c.revoked_at, c.created_at))) AS disabled
 		FROM caller_tokens t JOIN callers c ON c.id = t.caller_id
 		ORDER BY t.created_at DESC LIMIT $1`, maxCallers+1)
 	if err != nil {

@@ -17,6 +17,10 @@ const notifyChannel = "keystile_changes"
 // waits for the first's row lock, later ones here, so that reads always find one free.
 const maxWriting = 2
 
+// marksKept is how many revisions keep their marks: a replica that is further behind
+// takes the database for another.
+const marksKept = 100_000
+
 // maxWaitingChanges bounds those that wait here: beyond it a change is refused at once.
 const maxWaitingChanges = 256
 
@@ -51,6 +55,9 @@ func (s *Store) Write(
 // change waits for its turn as long as asked does. From then on nothing is cut short: a
 // client that leaves must not cost the connection, nor leave a change half known.
 func (s *Store) change(asked context.Context, keep bool, do func(context.Context, *Change) error) (int64, error) {
+	if err := s.notAdmitted("begin a change"); err != nil {
+		return 0, err
+	}
 	if err := s.takeTurn(asked); err != nil {
 		return 0, translate("begin a change", err)
 	}
@@ -66,7 +73,7 @@ func (s *Store) change(asked context.Context, keep bool, do func(context.Context
 	// First of all, and its row lock is held to the commit: whoever gets the next
 	// number commits after us. The time is taken under the lock, so that it does not
 	// go back from one revision to the next.
-	err = tx.QueryRowxContext(ctx, `UPDATE revision SET n = n + 1 RETURNING n, clock_timestamp()`).Scan(&c.revision, &c.now)
+	err = tx.QueryRowxContext(ctx, nextRevision, 0).Scan(&c.revision, &c.now)
 	if err != nil {
 		return 0, translate("take the next revision", err)
 	}
@@ -81,6 +88,11 @@ func (s *Store) change(asked context.Context, keep bool, do func(context.Context
 	}
 	if !keep {
 		return 0, translate("take a change back", tx.Rollback())
+	}
+	if c.revision%marksKept == 0 {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM revision_marks WHERE n < $1`, c.revision-marksKept); err != nil {
+			return 0, translate("clear away old marks", err)
+		}
 	}
 	if _, err := tx.ExecContext(ctx, `SELECT pg_notify($1, $2)`, notifyChannel, fmt.Sprint(c.revision)); err != nil {
 		return 0, translate("announce a change", err)

@@ -25,7 +25,7 @@ func translate(doing string, err error) error {
 	var server *pq.Error
 	if errors.As(err, &server) {
 		class := string(server.Code.Class())
-		clean := fmt.Errorf("%s: Postgres says %s (%s)", doing, server.Code.Name(), server.Code)
+		clean := serverErrorOf(doing, server)
 		switch class {
 		case "08", "53", "57", "58": // connection, resources, operator, system
 			return authz.Unavailable(doing, clean)
@@ -73,4 +73,20 @@ func (e *ConstraintError) Error() string { return e.doing + ": would break " + e
 func isUndefinedTable(err error) bool {
 	var server *pq.Error
 	return errors.As(err, &server) && server.Code == "42P01"
+}
+
+// serverError is what Postgres said, without its message, which may quote a row.
+type serverError struct {
+	doing string
+	code  string
+	name  string
+}
+
+// Error implements error.
+func (e *serverError) Error() string {
+	return e.doing + ": Postgres says " + e.name + " (" + e.code + ")"
+}
+
+func serverErrorOf(doing string, err *pq.Error) *serverError {
+	return &serverError{doing, string(err.Code), err.Code.Name()}
 }

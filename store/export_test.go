@@ -37,7 +37,7 @@ func (s *Store) ForgetDigest(d authz.Digest) {
 
 // LookUpDigest reads one digest alone.
 func (s *Store) LookUpDigest(ctx context.Context, d authz.Digest) error {
-	_, err := s.lookups.find(ctx, []authz.Digest{d})
+	_, err := s.lookups.find(ctx, authz.CallerID{}, []authz.Digest{d})
 	return err
 }
 

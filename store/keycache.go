@@ -11,11 +11,12 @@ import (
 )
 
 const (
-	// maxCachedKeys bounds the digests kept with their records.
-	maxCachedKeys = 200_000
-	// maxCachedUnknown bounds the digests kept as unknown.
+	// DefaultKeyCacheBytes bounds the memory of the records that are kept.
+	DefaultKeyCacheBytes = 512 << 20
+	// maxCachedUnknown bounds the digests kept as unknown, some 15 MB.
 	maxCachedUnknown = 65_536
-	// cachedKeyTTL only gives memory back: freshness is by revision.
+	// cachedKeyTTL only gives memory back: freshness is by revision. Each record's own
+	// is up to a fifth shorter, so that what was read together is not read again together.
 	cachedKeyTTL = 10 * time.Minute
 	// cachedUnknownTTL bounds how long an unknown digest is believed to be unknown.
 	cachedUnknownTTL = 5 * time.Second
@@ -29,11 +30,28 @@ type cachedKey struct {
 	key    *authz.Key
 	secret *authz.KeySecret
 	// organization is set for a bad row as well, so that a change of it is noticed.
-	organization authz.OrganizationID
+	organization *organizationState
 	// bad says why the stored row cannot be served.
 	bad error
 	// asOf is the revision of the snapshot that it was read from.
 	asOf int64
+}
+
+// outdated tells that the organization has changed since.
+func (e *cachedKey) outdated() bool {
+	return e.organization != nil && e.asOf < e.organization.floor.Load()
+}
+
+// recordOverhead is what a record takes beside its texts and lists, cache included:
+// measured, see BenchmarkKeyCache_BytesPerKey.
+const recordOverhead = 720
+
+// bytes is about how much memory the record takes. Organizations are shared and not counted.
+func (e *cachedKey) bytes() uint32 {
+	k, s := e.key, e.secret
+	n := recordOverhead + len(k.ExternalID) + len(k.Name) + len(k.Metadata) + len(s.Hint)
+	n += len(k.Scopes)*16 + len(k.AllowedCIDRs)*32
+	return uint32(n) //nolint:gosec // a record's fields are bounded
 }
 
 // keyCache keeps records by digest. Reads take no lock. It never goes back: a
@@ -41,8 +59,9 @@ type cachedKey struct {
 // so that a slow read cannot put a revoked key's old record back. Safe for
 // concurrent use.
 type keyCache struct {
-	known   *otter.Cache[authz.Digest, *cachedKey]
-	unknown *otter.Cache[authz.Digest, *cachedKey]
+	known         *otter.Cache[authz.Digest, *cachedKey]
+	unknown       *otter.Cache[authz.Digest, *cachedKey]
+	organizations *organizationCache
 
 	// mu orders insertions against changes; reads do not take it.
 	mu sync.Mutex
@@ -51,12 +70,16 @@ type keyCache struct {
 	floor               int64
 	recentDigests       map[authz.Digest]int64
 	recentOrganizations map[authz.OrganizationID]int64
+	learned             *learned
 }
 
-func newKeyCache() (*keyCache, error) {
+func newKeyCache(bytes uint64) (*keyCache, error) {
 	known, err := otter.New(&otter.Options[authz.Digest, *cachedKey]{
-		MaximumSize:      maxCachedKeys,
-		ExpiryCalculator: otter.ExpiryWriting[authz.Digest, *cachedKey](cachedKeyTTL),
+		MaximumWeight: bytes,
+		Weigher:       func(_ authz.Digest, e *cachedKey) uint32 { return e.bytes() },
+		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[authz.Digest, *cachedKey]) time.Duration {
+			return cachedKeyTTL - cachedKeyTTL/5*time.Duration(e.Key[0])/256
+		}),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the key cache: %w", err)
@@ -69,15 +92,16 @@ func newKeyCache() (*keyCache, error) {
 		return nil, fmt.Errorf("make the cache of unknown keys: %w", err)
 	}
 	return &keyCache{
-		known: known, unknown: unknown,
+		known: known, unknown: unknown, organizations: newOrganizationCache(),
 		recentDigests:       make(map[authz.Digest]int64),
 		recentOrganizations: make(map[authz.OrganizationID]int64),
+		learned:             newLearned(),
 	}, nil
 }
 
 // get returns what is known of a digest, or nil.
 func (c *keyCache) get(d authz.Digest) *cachedKey {
-	if e, ok := c.known.GetIfPresent(d); ok {
+	if e, ok := c.known.GetIfPresent(d); ok && !e.outdated() {
 		return e
 	}
 	if e, ok := c.unknown.GetIfPresent(d); ok {
@@ -86,14 +110,16 @@ func (c *keyCache) get(d authz.Digest) *cachedKey {
 	return nil
 }
 
-// put keeps what was read and tells whether it may be served. It may not when it
-// was read before a change that has been applied since: read it again.
-func (c *keyCache) put(d authz.Digest, e *cachedKey) bool {
+// put keeps what was read and returns what may be served of it. Nothing may when it was
+// read before a change that has been applied since: read it again.
+func (c *keyCache) put(d authz.Digest, e *cachedKey) (served *cachedKey, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e.asOf < c.floor || e.asOf < c.recentDigests[d] || e.asOf < c.recentOrganizations[e.organization] {
-		return false
+	if e.asOf < c.floor || e.asOf < c.recentDigests[d] || e.outdated() ||
+		e.organization != nil && e.asOf < c.recentOrganizations[e.organization.id] {
+		return nil, false
 	}
+	e = c.learned.judge(d, e)
 	switch {
 	case e.bad != nil: // asked again each time, so that its repair is noticed at once
 	case e.key == nil:
@@ -102,58 +128,81 @@ func (c *keyCache) put(d authz.Digest, e *cachedKey) bool {
 		c.unknown.Invalidate(d)
 		c.known.Set(d, e)
 	}
-	return true
+	return e, true
 }
 
-// changes are what revisions (from, to] have changed.
-type changes struct {
-	to            int64
-	digests       []authz.Digest
-	organizations []authz.OrganizationID
-}
-
-// apply forgets whatever the changes touch.
-func (c *keyCache) apply(ch changes) {
+// apply forgets whatever the changes touch, and learns what they say.
+func (c *keyCache) apply(set *changeSet) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.recentDigests)+len(c.recentOrganizations)+len(ch.digests)+len(ch.organizations) > maxRecentChanges {
+	c.learned.learn(set.keys, set.organizations)
+	changed := len(set.keys) + len(set.retired) + len(set.organizations)
+	if len(c.recentDigests)+len(c.recentOrganizations)+changed > maxRecentChanges {
 		clear(c.recentDigests)
 		clear(c.recentOrganizations)
-		c.floor = ch.to
+		c.floor = set.n
 	}
-	for _, d := range ch.digests {
-		if c.floor < ch.to {
-			c.recentDigests[d] = ch.to
+	for i := range set.keys {
+		c.drop(set.keys[i].digest, set.n)
+	}
+	for _, d := range set.retired {
+		c.drop(d, set.n)
+	}
+	for _, o := range set.organizations {
+		if c.floor < set.n {
+			c.recentOrganizations[o.id] = set.n
 		}
-		c.known.Invalidate(d)
-		c.unknown.Invalidate(d)
-	}
-	if len(ch.organizations) == 0 {
-		return
-	}
-	changed := make(map[authz.OrganizationID]bool, len(ch.organizations))
-	for _, id := range ch.organizations {
-		changed[id] = true
-		if c.floor < ch.to {
-			c.recentOrganizations[id] = ch.to
-		}
-	}
-	for d, e := range c.known.All() {
-		if changed[e.organization] {
-			c.known.Invalidate(d)
-		}
+		c.organizations.changed(o.id, set.n)
 	}
 }
 
-// forget drops everything that was read before revision n.
-func (c *keyCache) forget(n int64) {
+func (c *keyCache) drop(d authz.Digest, n int64) {
+	if c.floor < n {
+		c.recentDigests[d] = n
+	}
+	c.known.Invalidate(d)
+	c.unknown.Invalidate(d)
+}
+
+// forget drops everything that was read before revision n, and learns what revoked says.
+func (c *keyCache) forget(n int64, revoked []changedKey, organizations []changedOrganization) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.learned.learn(revoked, organizations)
+	c.forgetAll(n)
+}
+
+func (c *keyCache) forgetAll(n int64) {
 	clear(c.recentDigests)
 	clear(c.recentOrganizations)
 	c.floor = max(c.floor, n)
 	c.known.InvalidateAll()
 	c.unknown.InvalidateAll()
+}
+
+// putBack forgets everything because the database was put back, and remembers what
+// must not be un-learned. It returns how many revocations those are.
+func (c *keyCache) putBack(n int64) (revocations int, complete bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for d, e := range c.known.All() {
+		if !e.outdated() {
+			c.learned.keep(d, e)
+		}
+	}
+	c.forgetAll(n)
+	c.organizations.reset()
+	for _, k := range c.learned.keys {
+		if k.revoked != 0 {
+			revocations++
+		}
+	}
+	return revocations + len(c.learned.secrets), !c.learned.full
+}
+
+// size tells how many records are in memory, and about how many bytes they take.
+func (c *keyCache) size() (records int, bytes uint64) {
+	return c.known.EstimatedSize(), c.known.WeightedSize()
 }
 
 // close stops what the caches run in the background.

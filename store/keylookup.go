@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+	"unique"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
@@ -17,18 +18,33 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
+// finite is a time that Go can hold, or NULL: lib/pq fails the whole statement for one
+// infinity, and a bad row must deny its own key alone.
+func finite(column, as string) string {
+	return "CASE WHEN isfinite(" + column + ") THEN " + column + " END AS " + as
+}
+
+// allFinite tells that no time was left out.
+const allFinite = `(isfinite(s.created_at) AND isfinite(COALESCE(s.expires_at, s.created_at))
+		AND isfinite(COALESCE(s.revoked_at, s.created_at)) AND isfinite(k.created_at)
+		AND isfinite(COALESCE(k.expires_at, k.created_at)) AND isfinite(COALESCE(k.revoked_at, k.created_at)))`
+
 // lookupSQL reads keys by digest, each with its organization, under the revision of the same snapshot.
-const lookupSQL = `
+//
+//nolint:gochecknoglobals // a constant, were functions constant
+var lookupSQL = `
 SELECT r.n, x.*
 FROM revision r LEFT JOIN (
-	SELECT s.digest, s.id AS secret_id, s.hint, s.pepper_id, s.created_at AS secret_created_at,
-		s.expires_at AS secret_expires_at, s.revoked_at AS secret_revoked_at,
-		k.id AS key_id, k.external_id, k.name, k.environment, k.scopes, k.created_at, k.expires_at, k.revoked_at,
+	SELECT s.digest, s.id AS secret_id, s.hint, s.pepper_id, ` + finite("s.created_at", "secret_created_at") + `,
+		` + finite("s.expires_at", "secret_expires_at") + `, ` + finite("s.revoked_at", "secret_revoked_at") + `,
+		k.id AS key_id, k.external_id, k.name, k.environment, k.scopes,
+		` + finite("k.created_at", "created_at") + `, ` + finite("k.expires_at", "expires_at") + `, ` + finite("k.revoked_at", "revoked_at") + `,
 		k.disabled_at IS NOT NULL AS disabled, k.restricted, k.allowed_cidrs::text[] AS allowed_cidrs,
 		k.rate_limit_rate, k.rate_limit_period_seconds, k.rate_limit_burst, k.metadata, k.revision,
 		o.id AS organization_id, o.external_id AS organization_external_id, o.name AS organization_name, o.plan,
 		o.metadata AS organization_metadata,
-		(o.suspended_at IS NOT NULL OR o.deleted_at IS NOT NULL) AS suspended
+		(o.suspended_at IS NOT NULL OR o.deleted_at IS NOT NULL) AS suspended, o.revision AS organization_revision,
+		` + allFinite + ` AS finite
 	FROM key_secrets s
 	JOIN api_keys k ON k.id = s.key_id
 	JOIN organizations o ON o.id = k.organization_id
@@ -66,11 +82,15 @@ type keyRow struct {
 	Plan                   sql.NullString       `db:"plan"`
 	OrganizationMetadata   []byte               `db:"organization_metadata"`
 	Suspended              sql.NullBool         `db:"suspended"`
+	OrganizationRevision   sql.NullInt64        `db:"organization_revision"`
+	Finite                 sql.NullBool         `db:"finite"`
 }
 
 // lookup reads the keys that have these digests. The result has an entry for every
 // digest; one without a key is an unknown digest.
-func lookup(ctx context.Context, db *sqlx.DB, digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+func lookup(
+	ctx context.Context, db *sqlx.DB, digests []authz.Digest, o organizationReader,
+) (map[authz.Digest]*cachedKey, error) {
 	arg := make(pq.ByteaArray, len(digests))
 	for i := range digests {
 		arg[i] = digests[i][:]
@@ -97,11 +117,11 @@ func lookup(ctx context.Context, db *sqlx.DB, digests []authz.Digest) (map[authz
 		if e == nil {
 			return nil, errors.New("look up a key: Postgres answered what was not asked")
 		}
-		e.organization = r.OrganizationID
+		e.organization = o.organization(r.OrganizationID)
 		key := records[r.KeyID]
 		if key == nil {
 			var err error
-			if key, err = r.key(); err != nil {
+			if key, err = r.key(e.organization); err != nil {
 				// A bad row denies its own key and nobody else's.
 				e.bad = fmt.Errorf("read key %s: %w", r.KeyID, err)
 				continue
@@ -115,27 +135,45 @@ func lookup(ctx context.Context, db *sqlx.DB, digests []authz.Digest) (map[authz
 
 func (r *keyRow) secret() *authz.KeySecret {
 	return &authz.KeySecret{
-		ID: r.SecretID, Hint: r.Hint.String, PepperID: r.PepperID.String, CreatedAt: r.SecretCreatedAt.Time,
+		ID: r.SecretID, Hint: r.Hint.String, PepperID: shared(r.PepperID.String), CreatedAt: r.SecretCreatedAt.Time,
 		ExpiresAt: r.SecretExpiresAt.Time, RevokedAt: r.SecretRevokedAt.Time,
 	}
 }
 
-func (r *keyRow) key() (*authz.Key, error) {
+// shared is the one copy of a text that many records have.
+func shared(s string) string { return unique.Make(s).Value() }
+
+func (r *keyRow) organization() (*authz.Organization, error) {
+	o := &authz.Organization{
+		ID: r.OrganizationID, ExternalID: r.OrganizationExternalID.String, Name: r.OrganizationName.String,
+		Plan: shared(r.Plan.String), Suspended: r.Suspended.Bool, Revision: r.OrganizationRevision.Int64,
+	}
+	var err error
+	if o.Metadata, err = boundedMetadata(r.OrganizationMetadata); err != nil {
+		return nil, fmt.Errorf("its organization: %w", err)
+	}
+	return o, nil
+}
+
+func (r *keyRow) key(of *organizationState) (*authz.Key, error) {
+	if !r.Finite.Bool {
+		return nil, errors.New("one of its times is not finite")
+	}
+	organization, err := of.record(r.OrganizationRevision.Int64, r.organization)
+	if err != nil {
+		return nil, err
+	}
 	k := &authz.Key{
-		ID: r.KeyID, ExternalID: r.ExternalID.String, Name: r.Name.String,
-		Environment: authz.Environment(r.Environment.String), CreatedAt: r.CreatedAt.Time,
+		ID: r.KeyID, Organization: organization, ExternalID: r.ExternalID.String, Name: r.Name.String,
+		Environment: authz.Environment(shared(r.Environment.String)), CreatedAt: r.CreatedAt.Time,
 		ExpiresAt: r.ExpiresAt.Time, RevokedAt: r.RevokedAt.Time, Disabled: r.Disabled.Bool,
 		Restricted: r.Restricted.Bool, Revision: r.Revision.Int64,
-		Organization: &authz.Organization{
-			ID: r.OrganizationID, ExternalID: r.OrganizationExternalID.String, Name: r.OrganizationName.String,
-			Plan: r.Plan.String, Suspended: r.Suspended.Bool,
-		},
 	}
 	if !k.Environment.Valid() {
 		return nil, errors.New("its environment is neither live nor test")
 	}
 	for _, s := range r.Scopes {
-		scope := authz.Scope(s)
+		scope := authz.Scope(shared(s))
 		if !scope.Valid() {
 			return nil, errors.New("one of its scopes does not have the form resource:verb")
 		}
@@ -143,7 +181,6 @@ func (r *keyRow) key() (*authz.Key, error) {
 	}
 	slices.Sort(k.Scopes)
 	k.Scopes = slices.Compact(k.Scopes)
-	var err error
 	if k.AllowedCIDRs, err = prefixes(r.AllowedCIDRs); err != nil {
 		return nil, err
 	}
@@ -154,9 +191,6 @@ func (r *keyRow) key() (*authz.Key, error) {
 	}
 	if k.Metadata, err = boundedMetadata(r.Metadata); err != nil {
 		return nil, err
-	}
-	if k.Organization.Metadata, err = boundedMetadata(r.OrganizationMetadata); err != nil {
-		return nil, fmt.Errorf("its organization: %w", err)
 	}
 	return k, nil
 }

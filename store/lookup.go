@@ -3,11 +3,11 @@ package store
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jmoiron/sqlx"
 
 	"github.com/supportstation/keystile/authz"
 )
@@ -15,8 +15,11 @@ import (
 const (
 	// maxLookupDigests bounds one statement.
 	maxLookupDigests = 256
-	// maxLookupWaiting bounds the digests that wait for the next statements.
+	// maxLookupWaiting bounds the digests that wait for the next statements, and
+	// maxCallerWaiting those of one caller: in the time that a check has, no more of them
+	// could be answered anyway.
 	maxLookupWaiting = 65_536
+	maxCallerWaiting = 4096
 	// lookupSpacing is the least time between the starts of two statements: 200 a second.
 	lookupSpacing = 5 * time.Millisecond
 	// lookupAttempts bounds how often a look-up is repeated because a change overtook it.
@@ -24,7 +27,6 @@ const (
 )
 
 var (
-	errLookupFull    = errors.New("too many look-ups are waiting")
 	errLookupTimeout = errors.New("the look-up took too long")
 	errOvertaken     = errors.New("changes kept overtaking the look-up")
 	errStoreClosed   = errors.New("the store is closed")
@@ -32,10 +34,10 @@ var (
 )
 
 // lookups coalesces misses: one statement is in flight, the next carries everyone
-// who waits. Safe for concurrent use.
+// who waits, of every caller the same share. Safe for concurrent use.
 type lookups struct {
-	db    *sqlx.DB
-	cache *keyCache
+	source source
+	cache  *keyCache
 	// budget bounds how long a check waits for its look-up.
 	budget time.Duration
 
@@ -43,8 +45,7 @@ type lookups struct {
 	statements atomic.Int64
 
 	mu      sync.Mutex
-	waiting map[authz.Digest]*waiter
-	order   []authz.Digest
+	waiting lookupQueue
 	flying  map[authz.Digest]*waiter
 	running bool
 	closed  bool
@@ -57,33 +58,35 @@ type waiter struct {
 	ready chan struct{}
 	entry *cachedKey
 	err   error
+	// askers counts those who still wait, guarded by lookups.mu.
+	askers int
 }
 
-func newLookups(db *sqlx.DB, cache *keyCache, budget time.Duration) *lookups {
-	return &lookups{
-		db: db, cache: cache, budget: budget, waiting: make(map[authz.Digest]*waiter), stop: make(chan struct{}),
-	}
+func newLookups(from source, cache *keyCache, budget time.Duration) *lookups {
+	return &lookups{source: from, cache: cache, budget: budget, waiting: newLookupQueue(), stop: make(chan struct{})}
 }
 
 // find reads the digests of one secret, together with whoever else asks. When it is
 // unknown, all of them were so at one revision: a secret that just moved from one
 // digest to another is not missed in between.
-func (l *lookups) find(ctx context.Context, digests []authz.Digest) ([]*cachedKey, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.budget, errLookupTimeout)
+func (l *lookups) find(ctx context.Context, caller authz.CallerID, digests []authz.Digest) ([]*cachedKey, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, authz.Remaining(ctx, l.budget), errLookupTimeout)
 	defer cancel()
 	entries := make([]*cachedKey, len(digests))
 	for range lookupAttempts {
-		waiters, err := l.join(digests)
+		waiters, err := l.join(caller, digests)
 		if err != nil {
-			return nil, authz.Unavailable("look up a key", err)
+			return nil, err
 		}
 		for i, w := range waiters {
 			select {
 			case <-w.ready:
 			case <-ctx.Done():
+				l.leave(waiters[i:])
 				return nil, authz.Unavailable("look up a key", context.Cause(ctx))
 			}
 			if w.err != nil {
+				l.leave(waiters[i+1:])
 				return nil, w.err
 			}
 			entries[i] = w.entry
@@ -109,20 +112,26 @@ func conclusive(entries []*cachedKey) bool {
 
 // join lets one who asks wait for these digests, which go into one statement where
 // none of them is in flight already.
-func (l *lookups) join(digests []authz.Digest) ([]*waiter, error) {
+func (l *lookups) join(caller authz.CallerID, digests []authz.Digest) ([]*waiter, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return nil, errStoreClosed
+		return nil, authz.Unavailable("look up a key", errStoreClosed)
 	}
-	waiters := make([]*waiter, len(digests))
-	for i, d := range digests {
-		var err error
-		if waiters[i], err = l.joinOne(d); err != nil {
-			return nil, err
+	waiters := make([]*waiter, 0, len(digests))
+	for _, d := range digests {
+		w := l.flying[d]
+		if w == nil {
+			var err error
+			if w, err = l.waiting.add(caller, d); err != nil {
+				l.leaveLocked(waiters)
+				return nil, err
+			}
 		}
+		w.askers++
+		waiters = append(waiters, w)
 	}
-	if !l.running && len(l.order) > 0 {
+	if !l.running && l.waiting.len() > 0 {
 		l.running = true
 		l.done.Add(1)
 		go l.run()
@@ -130,20 +139,17 @@ func (l *lookups) join(digests []authz.Digest) ([]*waiter, error) {
 	return waiters, nil
 }
 
-func (l *lookups) joinOne(d authz.Digest) (*waiter, error) {
-	if w := l.waiting[d]; w != nil {
-		return w, nil
+// leave is for who waits no longer: what nobody waits for is not read.
+func (l *lookups) leave(waiters []*waiter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leaveLocked(waiters)
+}
+
+func (l *lookups) leaveLocked(waiters []*waiter) {
+	for _, w := range waiters {
+		w.askers--
 	}
-	if w := l.flying[d]; w != nil {
-		return w, nil
-	}
-	if len(l.waiting) >= maxLookupWaiting {
-		return nil, errLookupFull
-	}
-	w := &waiter{ready: make(chan struct{})}
-	l.waiting[d] = w
-	l.order = append(l.order, d)
-	return w, nil
 }
 
 // run works until nobody waits.
@@ -165,25 +171,16 @@ func (l *lookups) run() {
 	}
 }
 
-// take moves the longest waiting digests into flight, or ends the run.
+// take moves those whose turn it is into flight, or ends the run.
 func (l *lookups) take() []authz.Digest {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.flying = nil
-	if len(l.order) == 0 {
+	l.flying = l.waiting.take(maxLookupDigests)
+	if len(l.flying) == 0 {
 		l.running = false
-		l.order = nil
 		return nil
 	}
-	n := min(len(l.order), maxLookupDigests)
-	batch := l.order[:n:n]
-	l.order = l.order[n:]
-	l.flying = make(map[authz.Digest]*waiter, n)
-	for _, d := range batch {
-		l.flying[d] = l.waiting[d]
-		delete(l.waiting, d)
-	}
-	return batch
+	return slices.Collect(maps.Keys(l.flying))
 }
 
 // serve answers everyone in flight.
@@ -196,7 +193,7 @@ func (l *lookups) serve(batch []authz.Digest) {
 		}
 		var overtaken []authz.Digest
 		for _, d := range batch {
-			if e := found[d]; l.cache.put(d, e) {
+			if e, ok := l.cache.put(d, found[d]); ok {
 				l.answer(d, e, nil)
 			} else {
 				overtaken = append(overtaken, d)
@@ -216,7 +213,7 @@ func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error
 	ctx, cancel := context.WithTimeout(context.Background(), l.budget)
 	defer cancel()
 	l.statements.Add(1)
-	return lookup(ctx, l.db, batch)
+	return l.source.lookup(ctx, batch, l.cache.organizations)
 }
 
 func (l *lookups) answer(d authz.Digest, e *cachedKey, err error) {

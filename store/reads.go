@@ -31,6 +31,9 @@ var (
 
 // Read implements manage.Store.
 func (s *Store) Read(ctx context.Context, fn func(context.Context, manage.Reader) error) error {
+	if err := s.notAdmitted("begin to read"); err != nil {
+		return err
+	}
 	tx, err := s.manage.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return translate("begin to read", err)

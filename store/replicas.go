@@ -3,13 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"time"
-
-	"github.com/lib/pq"
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/manage"
@@ -34,9 +31,10 @@ const (
 // away those that cannot serve any more.
 const (
 	heartbeatSQL = `
-INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids)
-VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6)
-ON CONFLICT (id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, applied_revision = excluded.applied_revision`
+INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids, applied_mark)
+VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6, NULLIF($7::text, '')::uuid)
+ON CONFLICT (id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, applied_revision = excluded.applied_revision,
+	applied_mark = excluded.applied_mark`
 
 	sweepSQL = `
 WITH gone AS (DELETE FROM replicas
@@ -79,24 +77,29 @@ func (s *Store) mustBeat() bool {
 // counts this replica for staleMax more at least.
 func (s *Store) coveredUntil() time.Duration { return s.replica.covered + heartbeatGrace }
 
+// heartbeat is what a replica says of itself.
+type heartbeat struct {
+	id, name string
+	// age is the time since it began.
+	age, staleMax time.Duration
+	applied       int64
+	mark          mark
+	peppers       []string
+}
+
 // beat writes the heartbeat. A failure is told once and stops no change from being
 // applied, but the right to serve ends unless nobody can write.
-func (s *Store) beat(parent context.Context) {
-	ctx, cancel := context.WithTimeout(parent, listenReadDeadline)
-	defer cancel()
+func (s *Store) beat(ctx context.Context) {
 	r, now := &s.replica, s.clock.elapsed()
-	query := heartbeatSQL
 	sweep := now-r.swept > sweepEvery
-	if sweep {
-		query = sweepSQL + heartbeatSQL
-	}
-	_, err := s.changes.ExecContext(ctx, query, r.id, r.name, now.Seconds(), s.applied.Load(), s.staleMax.Milliseconds(),
-		pq.StringArray(s.peppers.IDs()))
+	err := s.source.beat(ctx, heartbeat{
+		r.id, r.name, now, s.staleMax, s.applied.Load(), s.appliedMark, s.peppers.IDs(),
+	}, sweep)
 	if err != nil {
-		if s.nobodyWrites(ctx, err) {
+		if s.source.nobodyWrites(ctx, err) {
 			r.covered = now
 		}
-		if parent.Err() == nil && !r.failing { // ctx has ended when the heartbeat hangs
+		if ctx.Err() == nil && !r.failing {
 			r.failing = true
 			s.log.Warn("cannot write this replica's heartbeat; unless nobody can write, it will stop serving at its stale limit",
 				slog.Any("error", translate("write a heartbeat", err)))
@@ -107,25 +110,6 @@ func (s *Store) beat(parent context.Context) {
 	if sweep {
 		r.swept = now
 	}
-}
-
-// nobodyWrites tells of a failed heartbeat that nobody can commit a change either, so
-// that no receipt can overlook this replica.
-func (s *Store) nobodyWrites(ctx context.Context, err error) bool {
-	var server *pq.Error
-	if !errors.As(err, &server) {
-		return false
-	}
-	switch server.Code {
-	case "53100": // disk_full; others of its class, such as too many connections, may strike us alone
-		return true
-	case "25006": // read_only_sql_transaction
-		// A standby refuses what its primary may take.
-		var standby bool
-		err := s.changes.GetContext(ctx, &standby, `SELECT pg_is_in_recovery()`)
-		return err == nil && !standby
-	}
-	return false
 }
 
 // unregister removes the row of a replica that serves no more. Without it the row ends by itself.
@@ -145,6 +129,7 @@ type replicaRow struct {
 	HeartbeatAt     sql.NullTime   `db:"heartbeat_at"`
 	AppliedRevision sql.NullInt64  `db:"applied_revision"`
 	StaleMaxMS      sql.NullInt64  `db:"stale_max_ms"`
+	Current         sql.NullBool   `db:"current"`
 }
 
 func (r *replicaRow) staleMax() time.Duration {
@@ -161,7 +146,11 @@ func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
 	var rows []replicaRow
 	err := s.manage.SelectContext(ctx, &rows, `
 		SELECT v.n, clock_timestamp() AS now, x.* FROM revision v LEFT JOIN (
-			SELECT id, name, started_at, heartbeat_at, applied_revision, stale_max_ms FROM replicas WHERE `+counting+`
+			-- A revision counts as applied when it is the one of this database: after a restore
+			-- the same number may have been another's.
+			SELECT p.id, p.name, p.started_at, p.heartbeat_at, p.stale_max_ms, p.applied_revision,
+				COALESCE(m.mark = p.applied_mark, false) AS current
+			FROM replicas p LEFT JOIN revision_marks m ON m.n = p.applied_revision WHERE `+counting+`
 		) x ON true ORDER BY x.started_at, x.id`, heartbeatGrace.Milliseconds())
 	return rows, translate("read the replicas", err)
 }
@@ -207,7 +196,7 @@ func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective
 			switch {
 			case !r.ID.Valid:
 				continue
-			case r.AppliedRevision.Int64 >= revision:
+			case r.Current.Bool && r.AppliedRevision.Int64 >= revision:
 				e.Acknowledged++
 			default:
 				e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: r.servesUntil()})

@@ -19,8 +19,9 @@ import (
 // DefaultStaleMax is how long known keys are served while Postgres is unreachable.
 const DefaultStaleMax = 5 * time.Minute
 
-// DefaultLookupBudget is how long a check waits for a key that is not in memory.
-const DefaultLookupBudget = 100 * time.Millisecond
+// DefaultLookupBudget is how long a check waits for a key that is not in memory: that it
+// cannot be found out is said within 100 ms.
+const DefaultLookupBudget = 90 * time.Millisecond
 
 // Options are what Open needs.
 type Options struct {
@@ -32,6 +33,8 @@ type Options struct {
 	// LookupBudget bounds how long a check waits for a key that is not in memory, and
 	// each read of a look-up; 0 means DefaultLookupBudget.
 	LookupBudget time.Duration
+	// KeyCacheBytes bounds the memory of the records that are kept; 0 means DefaultKeyCacheBytes.
+	KeyCacheBytes uint64
 	// Deployment must equal what the database is marked as; "" is an ordinary one.
 	Deployment string
 	// Logger gets what an operator should know; nil discards it. No secret is logged.
@@ -45,6 +48,9 @@ type Store struct {
 	staleMax time.Duration
 	log      *slog.Logger
 	clock    *Clock
+	source   source
+	// deployment is what the database must be marked as.
+	deployment string
 
 	// check, changes and manage are the three kinds of connection; LISTEN is of the second.
 	check   *sqlx.DB
@@ -59,8 +65,18 @@ type Store struct {
 	uses    *uses
 	replica replica
 
-	// applied is the revision up to which every change is applied.
-	applied atomic.Int64
+	// applied is the revision up to which every change is applied, appliedMark its mark,
+	// guarded by syncing.
+	applied     atomic.Int64
+	appliedMark mark
+	// live is how many replicas had a fresh heartbeat at the last synchronization.
+	live atomic.Int64
+	// putBack counts the times that the database was put back to an earlier state.
+	putBack atomic.Int64
+	// admitted tells that this configuration fits the database; until then nothing of it
+	// is believed and nothing is written. refused has the reason when it does not fit.
+	admitted atomic.Bool
+	refused  chan error
 	// contact is when Postgres last confirmed that, as far as heartbeats cover it, on the
 	// clock's elapsed time; negative is never.
 	contact atomic.Int64
@@ -88,13 +104,38 @@ var (
 // Open connects, refuses a database that this configuration does not fit
 // (*SchemaError, *DeploymentError, *PepperError), reads the callers and starts to
 // follow changes. Close it.
+//
+// A Postgres that does not answer is waited for: the store is open, everything that it
+// is asked is KindUnavailable, and it recovers by itself. A database that then turns out
+// not to fit is told by Refused.
 func Open(ctx context.Context, o Options) (*Store, error) {
-	s := &Store{
-		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(),
-		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1), writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing),
+	s, err := newStore(o)
+	if err != nil {
+		return nil, err
 	}
+	if err := s.connect(o); err != nil {
+		return nil, errors.Join(err, s.abandon())
+	}
+	switch err := s.Synchronize(ctx); {
+	case isAway(err) && ctx.Err() == nil:
+		s.lost.Store(true)
+		s.log.Warn("Postgres does not answer; nothing can be decided until it does", slog.Any("error", err))
+	case err != nil:
+		return nil, errors.Join(err, s.abandon())
+	}
+	s.start(ctx, func(ctx context.Context) { s.listen(ctx) })
+	return s, nil
+}
+
+// newStore makes a store that has no source yet.
+func newStore(o Options) (*Store, error) {
 	if len(o.Peppers.IDs()) == 0 {
 		return nil, authz.ErrNoPepper
+	}
+	s := &Store{
+		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
+		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1),
+		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
 	if s.staleMax == 0 {
 		s.staleMax = DefaultStaleMax
@@ -103,28 +144,21 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.contact.Store(-1)
+	s.live.Store(1)
+	if o.KeyCacheBytes == 0 {
+		o.KeyCacheBytes = DefaultKeyCacheBytes
+	}
+	var err error
+	s.keys, err = newKeyCache(o.KeyCacheBytes)
+	return s, err
+}
+
+// connect makes the pools; it connects to nothing yet.
+func (s *Store) connect(o Options) (err error) {
 	if o.LookupBudget == 0 {
 		o.LookupBudget = DefaultLookupBudget
 	}
-	if err := s.open(ctx, o.Deployment, o.LookupBudget); err != nil {
-		if s.replica.beaten != never {
-			s.unregister() // what never served must not be waited for
-		}
-		if s.keys != nil {
-			s.keys.close()
-		}
-		return nil, errors.Join(err, s.closePools())
-	}
-	followCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.stop = stop
-	s.followed.Go(func() { s.follow(followCtx) })
-	s.followed.Go(func() { s.rehashSecrets(followCtx) })
-	s.followed.Go(func() { s.recordUses(followCtx) })
-	return s, nil
-}
-
-func (s *Store) open(ctx context.Context, deploymentWanted string, budget time.Duration) (err error) {
-	if s.check, err = s.url.pool(checkPoolSize, budget, true); err != nil {
+	if s.check, err = s.url.pool(checkPoolSize, o.LookupBudget, true); err != nil {
 		return err
 	}
 	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true); err != nil {
@@ -133,27 +167,32 @@ func (s *Store) open(ctx context.Context, deploymentWanted string, budget time.D
 	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
 		return err
 	}
-	if s.keys, err = newKeyCache(); err != nil {
-		return err
+	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
+	return nil
+}
+
+// follows sets where the store reads from.
+func (s *Store) follows(from source, budget time.Duration) {
+	s.source = from
+	s.lookups = newLookups(from, s.keys, budget)
+}
+
+// start follows changes until the store is closed.
+func (s *Store) start(ctx context.Context, listen func(context.Context)) {
+	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	s.followed.Go(func() { listen(ctx) })
+	s.followed.Go(func() { s.follow(ctx) })
+	s.followed.Go(func() { s.rehashSecrets(ctx) })
+	s.followed.Go(func() { s.recordUses(ctx) })
+}
+
+// abandon takes back what Open has begun.
+func (s *Store) abandon() error {
+	if s.replica.beaten != never {
+		s.unregister() // what never served must not be waited for
 	}
-	s.lookups = newLookups(s.check, s.keys, budget)
-	if err := s.manage.PingContext(ctx); err != nil {
-		return translate("connect to Postgres", err)
-	}
-	if err := checkSchema(ctx, s.manage); err != nil {
-		return err
-	}
-	kind, err := deployment(ctx, s.manage)
-	if err != nil {
-		return err
-	}
-	if kind != deploymentWanted {
-		return &DeploymentError{Database: kind, Configured: deploymentWanted}
-	}
-	if err := s.checkPeppers(ctx); err != nil {
-		return err
-	}
-	return s.Synchronize(ctx)
+	s.keys.close()
+	return s.closePools()
 }
 
 // Close stops following changes, answers whoever still waits, and disconnects.
@@ -185,7 +224,7 @@ func (s *Store) Clock() *Clock { return s.clock }
 
 // FindKey implements authz.KeyReader: from memory when the digest is known there
 // and confirmed recently enough, else by one coalesced statement.
-func (s *Store) FindKey(ctx context.Context, _ authz.CallerID, hash authz.SecretHash) (authz.FoundKey, error) {
+func (s *Store) FindKey(ctx context.Context, caller authz.CallerID, hash authz.SecretHash) (authz.FoundKey, error) {
 	var buffer [2]authz.Digest
 	digests := s.peppers.AppendDigests(buffer[:0], hash)
 	degraded, stale, lost := s.freshness()
@@ -205,7 +244,7 @@ func (s *Store) FindKey(ctx context.Context, _ authz.CallerID, hash authz.Secret
 	if unknown {
 		return authz.FoundKey{}, nil
 	}
-	entries, err := s.lookups.find(ctx, digests)
+	entries, err := s.lookups.find(ctx, caller, digests)
 	if err != nil {
 		return authz.FoundKey{}, err
 	}
@@ -262,21 +301,33 @@ type Health struct {
 	ContactAge time.Duration
 	// Revision is the revision up to which every change is applied.
 	Revision int64
-	// CachedKeys is the number of digests in memory.
-	CachedKeys int
+	// CachedKeys is the number of records in memory, CachedKeyBytes about what they take.
+	CachedKeys     int
+	CachedKeyBytes uint64
 	// Lookups counts the statements that looked keys up.
 	Lookups int64
+	// LiveReplicas is how many replicas there were when Postgres was last asked, 1 at least.
+	LiveReplicas int
+	// PutBack counts the times that the database was put back to an earlier state.
+	PutBack int64
+	// DroppedUses counts the last uses that found no place while Postgres was away.
+	DroppedUses int64
 }
 
 // Health returns the store's health as of now; it asks nobody.
 func (s *Store) Health() Health {
 	degraded, _, lost := s.freshness()
 	h := Health{
-		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), CachedKeys: s.keys.known.EstimatedSize(),
-		Lookups: s.lookups.statements.Load(),
+		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
+		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), DroppedUses: s.uses.dropped.Load(),
 	}
+	h.CachedKeys, h.CachedKeyBytes = s.keys.size()
 	if contact := s.contact.Load(); contact >= 0 {
 		h.ContactAge = s.clock.elapsed() - time.Duration(contact)
 	}
 	return h
 }
+
+// LiveReplicas is how many replicas share what is counted: as Postgres said when it last
+// answered, 1 at least. Safe for concurrent use.
+func (s *Store) LiveReplicas() int { return int(max(s.live.Load(), 1)) }

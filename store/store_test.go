@@ -316,19 +316,35 @@ func TestStore_KeysUnderEveryPepperAreFound(t *testing.T) {
 
 // A row that cannot be read denies its own key and nobody else's.
 func TestStore_ABadRowDeniesItsOwnKeyAlone(t *testing.T) {
-	at := storetest.Migrated(t)
-	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	s := storetest.Open(t, at, peppers)
 	bad, good := add(t, s), add(t, s)
-	storetest.Exec(t, at, `UPDATE api_keys SET scopes = '{NOT A SCOPE}' WHERE id = $1`, bad.key.ID)
-	if _, err := s.FindKey(t.Context(), authz.CallerID{}, bad.secret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
-		t.Errorf("a bad row: %v", err)
-	}
-	if find(t, s, good.secret).Key == nil {
-		t.Error("a good row beside it is unknown")
-	}
-	storetest.Exec(t, at, `UPDATE api_keys SET scopes = '{a:b}' WHERE id = $1`, bad.key.ID)
-	if got := find(t, s, bad.secret); got.Key == nil {
-		t.Error("a repaired row is still not served")
+	for column, values := range map[string][2]string{
+		"scopes":     {"'{NOT A SCOPE}'", "'{a:b}'"},
+		"expires_at": {"'-infinity'", "NULL"},
+		"created_at": {"'infinity'", "now()"},
+		"revoked_at": {"'infinity'", "NULL"},
+	} {
+		storetest.Exec(t, at, `UPDATE api_keys SET `+column+` = `+values[0]+`, revision = (SELECT n FROM revision) WHERE id = $1`, bad.key.ID)
+		fresh := storetest.Open(t, at, peppers) // the service starts
+		var group sync.WaitGroup
+		for range 20 { // both in one statement, some time
+			group.Go(func() {
+				if _, err := fresh.FindKey(t.Context(), authz.CallerID{}, bad.secret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
+					t.Errorf("%s: a bad row: %v", column, err)
+				}
+			})
+			group.Go(func() {
+				if got, err := fresh.FindKey(t.Context(), authz.CallerID{}, good.secret.Hash()); err != nil || got.Key == nil {
+					t.Errorf("%s: a good row beside it is unknown: %v", column, err)
+				}
+			})
+		}
+		group.Wait()
+		storetest.Exec(t, at, `UPDATE api_keys SET `+column+` = `+values[1]+` WHERE id = $1`, bad.key.ID)
+		if got := find(t, fresh, bad.secret); got.Key == nil {
+			t.Errorf("%s: a repaired row is still not served", column)
+		}
 	}
 }
 

@@ -1,0 +1,154 @@
+package store
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// entryOf is a record as a look-up makes it: of an ordinary key, with texts of its own.
+func entryOf(n int, of *organizationState, organization *authz.Organization) (authz.Digest, *cachedKey) {
+	now := time.Unix(1_800_000_000, 0)
+	return authz.Digest(sha256.Sum256(fmt.Append(nil, n))), &cachedKey{
+		key: &authz.Key{
+			ID: authz.NewKeyID(now), Organization: organization, Name: fmt.Sprintf("integration %07d", n),
+			Environment: authz.EnvironmentLive, Scopes: []authz.Scope{"tickets:read", "tickets:write"}, CreatedAt: now, Revision: 1,
+		},
+		secret: &authz.KeySecret{
+			ID: authz.NewSecretID(now), Hint: fmt.Sprintf("sk_live_%04d…abcd", n%10_000), PepperID: "p1", CreatedAt: now,
+		},
+		organization: of, asOf: 1,
+	}
+}
+
+func newTestCache(t testing.TB, bytes uint64) *keyCache {
+	t.Helper()
+	c, err := newKeyCache(bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.close)
+	return c
+}
+
+// The bound is of bytes, and what is said of it is about what the heap says.
+func TestKeyCache_ItsBytesAreBoundedAndKnown(t *testing.T) {
+	const bound = 16 << 20
+	c := newTestCache(t, bound)
+	of := c.organizations.organization(authz.NewOrganizationID(time.Now()))
+	organization := &authz.Organization{Name: "Acme"}
+	before := heap()
+	for n := range 100_000 {
+		d, e := entryOf(n, of, organization)
+		c.put(d, e)
+	}
+	c.known.CleanUp()
+	records, said := c.size()
+	took := heap() - before
+	if said > bound || records < 1000 {
+		t.Errorf("%d records of %d bytes are kept, the bound is %d", records, said, bound)
+	}
+	if took > 2*bound {
+		t.Errorf("they took %d bytes", took)
+	}
+	runtime.KeepAlive(c)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// What was read together is not read again together.
+func TestKeyCache_ExpiryIsSpread(t *testing.T) {
+	c := newTestCache(t, 64<<20)
+	of := c.organizations.organization(authz.NewOrganizationID(time.Now()))
+	organization := &authz.Organization{Name: "Acme"}
+	minutes := map[time.Duration]int{}
+	for n := range 1000 {
+		d, e := entryOf(n, of, organization)
+		c.put(d, e)
+		entry, ok := c.known.GetEntryQuietly(d)
+		if !ok {
+			t.Fatal("what was put is not there")
+		}
+		left := time.Until(entry.ExpiresAt())
+		if left > cachedKeyTTL || left < cachedKeyTTL*3/4 {
+			t.Errorf("a record is kept for %v", left)
+		}
+		minutes[left.Round(10*time.Second)]++
+	}
+	for at, n := range minutes {
+		if n > 250 {
+			t.Errorf("%d of 1000 expire about %v from now", n, at)
+		}
+	}
+}
+
+// A change of an organization reaches every record of it at once, without a search, and
+// states that no record holds are not kept.
+func TestOrganizationCache_AChangeOutdatesAllItsRecords(t *testing.T) {
+	c := newTestCache(t, 64<<20)
+	ids := []authz.OrganizationID{authz.NewOrganizationID(time.Now()), authz.NewOrganizationID(time.Now())}
+	for n := range 200 {
+		of := c.organizations.organization(ids[n%2])
+		d, e := entryOf(n, of, &authz.Organization{ID: ids[n%2]})
+		if _, ok := c.put(d, e); !ok {
+			t.Fatal("a record is refused")
+		}
+	}
+	c.apply(&changeSet{n: 2, organizations: []changedOrganization{{id: ids[0], revision: 2}}})
+	for n := range 200 {
+		d, stale := entryOf(n, c.organizations.organization(ids[n%2]), &authz.Organization{ID: ids[n%2]})
+		if found := c.get(d) != nil; found != (n%2 == 1) {
+			t.Fatalf("record %d of organization %d is found: %t", n, n%2, found)
+		}
+		if _, ok := c.put(d, stale); ok != (n%2 == 1) {
+			t.Fatalf("a slow read of organization %d is taken: %t", n%2, ok)
+		}
+	}
+	for range 2 * minOrganizationSweep {
+		c.organizations.organization(authz.NewOrganizationID(time.Now()))
+	}
+	runtime.GC()
+	c.organizations.sweepAt = 0
+	c.organizations.organization(authz.NewOrganizationID(time.Now()))
+	if n := len(c.organizations.states); n > minOrganizationSweep {
+		t.Errorf("%d states are kept", n)
+	}
+}
+
+// BenchmarkKeyCache_BytesPerKey measures what a cached key takes, cache included, at a
+// million keys of ten thousand organizations.
+func BenchmarkKeyCache_BytesPerKey(b *testing.B) {
+	const keys, organizations = 1_000_000, 10_000
+	for range b.N {
+		c := newTestCache(b, 4<<30)
+		ids := make([]authz.OrganizationID, organizations)
+		for i := range ids {
+			ids[i] = authz.NewOrganizationID(time.Now())
+		}
+		before := heap()
+		for n := range keys {
+			of := c.organizations.organization(ids[n%organizations])
+			o, _ := of.record(1, func() (*authz.Organization, error) {
+				return &authz.Organization{ID: ids[n%organizations], Name: fmt.Sprint("Organization ", n), Plan: "standard"}, nil
+			})
+			d, e := entryOf(n, of, o)
+			c.put(d, e)
+		}
+		c.known.CleanUp()
+		took := heap() - before
+		records, said := c.size()
+		b.ReportMetric(float64(took)/float64(records), "B/key")
+		b.ReportMetric(float64(said)/float64(records), "said-B/key")
+		b.ReportMetric(float64(records), "keys")
+		runtime.KeepAlive(c)
+	}
+}

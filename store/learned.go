@@ -1,0 +1,141 @@
+package store
+
+import (
+	"errors"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// maxLearned bounds what is remembered of changes, some 150 MB at worst. Beyond it what
+// took no rights away is forgotten first.
+const maxLearned = 1_000_000
+
+var errPutBack = errors.New("the database was put back to a state before this key's last change: change the key again, or revoke it")
+
+// learned is what a replica remembers of the changes that it has applied, so that a
+// database that is put back (an old copy restored, a failover to a standby that lagged)
+// does not make it un-learn them: an older row never replaces a newer one, and revoked
+// is for ever. While no database is put back it changes no answer. Guarded by
+// keyCache.mu.
+type learned struct {
+	keys          map[authz.KeyID]learnedKey
+	secrets       map[authz.Digest]int64 // when it was revoked
+	organizations map[authz.OrganizationID]changedOrganization
+	// kept are records that were in memory when the database was put back.
+	kept map[authz.Digest]*cachedKey
+	// full tells that a revocation has found no place.
+	full bool
+}
+
+type learnedKey struct {
+	revision int64
+	// revoked is in Unix seconds, plus one, so that 0 is a key that is not.
+	revoked int64
+}
+
+func newLearned() *learned {
+	return &learned{
+		keys: make(map[authz.KeyID]learnedKey), secrets: make(map[authz.Digest]int64),
+		organizations: make(map[authz.OrganizationID]changedOrganization),
+	}
+}
+
+func (l *learned) size() int { return len(l.keys) + len(l.secrets) + len(l.organizations) }
+
+func (l *learned) learn(keys []changedKey, organizations []changedOrganization) {
+	for i := range keys {
+		k := &keys[i]
+		was := l.keys[k.id]
+		now := learnedKey{revision: max(was.revision, k.revision), revoked: was.revoked}
+		if k.keyRevoked.Valid && now.revoked == 0 {
+			now.revoked = k.keyRevoked.Int64 + 1
+		}
+		if !l.room(now.revoked != 0) {
+			continue
+		}
+		l.keys[k.id] = now
+		if k.secretRevoked.Valid {
+			l.secrets[k.digest] = k.secretRevoked.Int64
+		}
+	}
+	for _, o := range organizations {
+		if o.revision >= l.organizations[o.id].revision {
+			l.organizations[o.id] = o
+		}
+	}
+}
+
+// room makes place for a key, or tells that there is none.
+func (l *learned) room(revoked bool) bool {
+	if l.size() < maxLearned {
+		return true
+	}
+	for id, k := range l.keys {
+		if k.revoked == 0 {
+			delete(l.keys, id)
+			return true
+		}
+	}
+	l.full = l.full || revoked
+	return false
+}
+
+// keep remembers the records that are in memory when the database is put back.
+func (l *learned) keep(d authz.Digest, e *cachedKey) {
+	if l.kept == nil {
+		l.kept = make(map[authz.Digest]*cachedKey)
+	}
+	l.kept[d] = e
+}
+
+// judge turns what was read into what may be served, in the light of what is known.
+func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
+	if e.key == nil {
+		return e
+	}
+	known := l.keys[e.key.ID]
+	key, secret := e.key, e.secret
+	secretRevoked, ended := l.secrets[d]
+	if kept := l.kept[d]; kept != nil && kept.key.Revision > key.Revision {
+		key, secret = kept.key, kept.secret
+		if e.key.Organization.Revision > key.Organization.Revision {
+			key = copyKey(key)
+			key.Organization = e.key.Organization
+		}
+	} else {
+		delete(l.kept, d)
+		if known.revision > key.Revision && known.revoked == 0 && !ended {
+			return &cachedKey{organization: e.organization, bad: errPutBack, asOf: e.asOf}
+		}
+	}
+	if known.revoked != 0 && key.RevokedAt.IsZero() {
+		key = copyKey(key)
+		key.RevokedAt = time.Unix(known.revoked-1, 0).UTC()
+	}
+	if ended && secret.RevokedAt.IsZero() {
+		secret = &authz.KeySecret{
+			ID: secret.ID, Hint: secret.Hint, PepperID: secret.PepperID, CreatedAt: secret.CreatedAt,
+			ExpiresAt: secret.ExpiresAt, RevokedAt: time.Unix(secretRevoked, 0).UTC(),
+		}
+	}
+	if o := l.organizations[key.Organization.ID]; o.suspended && o.revision > key.Organization.Revision {
+		key = copyKey(key)
+		organization := *key.Organization
+		organization.Suspended = true
+		key.Organization = &organization
+	}
+	if key == e.key && secret == e.secret {
+		return e
+	}
+	return &cachedKey{key: key, secret: secret, organization: e.organization, asOf: e.asOf}
+}
+
+// copyKey copies a record without its memos.
+func copyKey(k *authz.Key) *authz.Key {
+	return &authz.Key{
+		ID: k.ID, Organization: k.Organization, ExternalID: k.ExternalID, Name: k.Name, Environment: k.Environment,
+		Scopes: k.Scopes, CreatedAt: k.CreatedAt, RevokedAt: k.RevokedAt, ExpiresAt: k.ExpiresAt, Disabled: k.Disabled,
+		Restricted: k.Restricted, AllowedCIDRs: k.AllowedCIDRs, RateLimit: k.RateLimit, Metadata: k.Metadata, Revision: k.Revision,
+	}
+}
