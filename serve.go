@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -97,7 +96,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		return dependencyError(err)
 	}
 	s.limiter, err = ratelimit.New(ratelimit.Options{
-		URL: cfg.RedisURL, OnOutage: cfg.OnLimiterOutage, Clock: s.store.Clock(), Logger: log,
+		URL: cfg.RedisURL, OnOutage: cfg.OnLimiterOutage, Clock: s.store.Clock(), Replicas: s.store.LiveReplicas, Logger: log,
 	})
 	if err != nil {
 		return configError(err)
@@ -229,30 +228,6 @@ func newLogger(cfg Config, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
-}
-
-// readiness tells how the parts are.
-func (s *service) readiness(engine *policy.Engine) server.Readiness {
-	st, limiter, revision := s.store.Health(), s.limiter.Health(), engine.Revision()
-	r := server.Readiness{
-		Ready: st.Known && revision != "",
-		Details: map[string]any{
-			"store": map[string]any{
-				"known": st.Known, "revision": st.Revision, "cached_keys": st.CachedKeys, "cached_key_bytes": st.CachedKeyBytes,
-				"lookup_statements": st.Lookups, "live_replicas": st.LiveReplicas, "put_back": st.PutBack, "dropped_uses": st.DroppedUses,
-				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
-			},
-			"limiter": limiter,
-			"policy":  map[string]any{"revision": revision},
-		},
-	}
-	if limiter.Degraded {
-		r.Degraded = append(r.Degraded, "limiter")
-	}
-	if st.Degraded {
-		r.Degraded = append(r.Degraded, "store")
-	}
-	return r
 }
 
 // announce prints that the service is ready: one JSON line, or a sentence.

@@ -14,6 +14,16 @@ type Readiness struct {
 	Degraded []string
 	// Details are for the ops listener alone: figures and revisions, no secrets.
 	Details map[string]any
+	// Figures are for /metrics.
+	Figures []Figure
+}
+
+// Figure is one number that a part tells about itself.
+type Figure struct {
+	// Name is the metric's without the prefix keystile_; one of a counter ends in _total.
+	Name  string
+	Help  string
+	Value float64
 }
 
 // healthz answers 200 while the process lives.

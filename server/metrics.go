@@ -1,7 +1,9 @@
 package server
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -30,18 +32,10 @@ func newMetrics(figures func() Readiness) *metrics {
 	degraded := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keystile_degraded_decisions_total", Help: "Decisions for which a part was stood in for, by part.",
 	}, []string{"part"})
-	ready := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "keystile_ready", Help: "1 while known keys can be decided.",
-	}, func() float64 {
-		if figures().Ready {
-			return 1
-		}
-		return 0
-	})
 	m.management = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keystile_management_requests_total", Help: "Requests of the management API, by operation and class of status.",
 	}, []string{"operation", "status"})
-	m.registry.MustRegister(decisions, degraded, ready, m.management)
+	m.registry.MustRegister(decisions, degraded, parts(figures), m.management)
 	for _, code := range []authz.Code{
 		authz.CodeAllowed, authz.CodeKeyMissing, authz.CodeKeyMalformed, authz.CodeKeyUnknown, authz.CodeKeyRevoked,
 		authz.CodeKeyExpired, authz.CodeKeyDisabled, authz.CodeOrganizationSuspended, authz.CodeEnvironmentMismatch,
@@ -55,6 +49,40 @@ func newMetrics(figures func() Readiness) *metrics {
 	m.degraded.limiter = degraded.WithLabelValues("limiter")
 	m.degraded.store = degraded.WithLabelValues("store")
 	return m
+}
+
+// parts collects what the parts tell about themselves, when it is asked for.
+type parts func() Readiness
+
+var _ prometheus.Collector = parts(nil)
+
+// Describe implements prometheus.Collector: what the parts tell is theirs to say.
+func (parts) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (p parts) Collect(out chan<- prometheus.Metric) {
+	r := p()
+	gauge := func(name, help string, is bool, labels ...string) {
+		value, names := 0.0, []string(nil)
+		if is {
+			value = 1
+		}
+		if len(labels) > 0 {
+			names = []string{"part"}
+		}
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), prometheus.GaugeValue, value, labels...)
+	}
+	gauge("keystile_ready", "1 while known keys can be decided.", r.Ready)
+	for _, part := range []string{"limiter", "store"} {
+		gauge("keystile_degraded", "1 while the part does not answer and is stood in for.", slices.Contains(r.Degraded, part), part)
+	}
+	for _, f := range r.Figures {
+		kind := prometheus.GaugeValue
+		if strings.HasSuffix(f.Name, "_total") {
+			kind = prometheus.CounterValue
+		}
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("keystile_"+f.Name, f.Help, nil, nil), kind, f.Value)
+	}
 }
 
 // decided counts one decision. It takes no lock.

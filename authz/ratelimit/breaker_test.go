@@ -1,14 +1,9 @@
 package ratelimit
 
-import (
-	"sync"
-	"sync/atomic"
-	"testing"
-)
+import "testing"
 
-// An open breaker lets one call a period through, however many there are.
-func TestBreaker_OpensAfterFailuresAndSendsOneProbe(t *testing.T) {
-	b := newBreaker()
+func TestBreaker_OpensAfterFailuresInARowAndNoCallIsTheProbe(t *testing.T) {
+	b := new(breaker)
 	for n := range breakAfter {
 		if !b.allow() {
 			t.Fatalf("closed to call %d", n)
@@ -17,28 +12,20 @@ func TestBreaker_OpensAfterFailuresAndSendsOneProbe(t *testing.T) {
 			t.Errorf("failure %d: opened %t", n, opened)
 		}
 	}
-	if !b.isOpen() || b.allow() {
-		t.Error("it is not open")
+	if !b.isOpen() || b.allow() || b.failure() {
+		t.Error("it is not open, or opens twice")
 	}
-	b.probeAt.Store(1) // the time for a probe has come
-	var through atomic.Int64
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			if b.allow() {
-				through.Add(1)
-			}
-		})
+	b.success() // a late answer to an earlier call
+	if !b.isOpen() {
+		t.Error("a client's call closed it")
 	}
-	wg.Wait()
-	if through.Load() != 1 {
-		t.Errorf("%d probes", through.Load())
+	b.settle()
+	if b.allow() || b.isOpen() || b.failure() || b.String() != "settling" {
+		t.Errorf("%s lets calls through", b)
 	}
-	if b.failure() || !b.isOpen() {
-		t.Error("a failed probe is not told from the first failures")
-	}
-	if !b.success() || b.isOpen() || b.success() {
-		t.Error("an answer closes it, once")
+	b.close()
+	if !b.allow() {
+		t.Error("it stays open")
 	}
 	b.failure()
 	b.success()

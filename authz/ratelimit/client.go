@@ -17,10 +17,13 @@ const minPoolSize = 32
 // go-redis looks for them before each answer.
 const resp2 = 2
 
+// poolSize is how many calls of clients may be in flight, and the connections for them.
+func poolSize() int { return max(minPoolSize, 10*runtime.GOMAXPROCS(0)) }
+
 // newClient returns a client whose every wait is within the budget, and which
 // never retries: the stand-in is sooner. An error never repeats the URL, which may
 // hold a password.
-func newClient(text string) (redis.UniversalClient, error) {
+func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "redis" && u.Scheme != "rediss" && u.Scheme != "unix" {
 		return nil, errors.New("Redis URL must start with redis://, rediss:// or unix://") //nolint:staticcheck // a name
@@ -29,7 +32,6 @@ func newClient(text string) (redis.UniversalClient, error) {
 	if err != nil { // net/url would leave out what it cannot read
 		return nil, errors.New("Redis URL has a query that is not well-formed") //nolint:staticcheck // a name
 	}
-	poolSize := max(minPoolSize, 10*runtime.GOMAXPROCS(0))
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	if query.Has("addr") {
 		o, err := redis.ParseClusterURL(text)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -34,9 +33,14 @@ type Options struct {
 	// OnOutage is what stands in while Redis does not answer: authz.LimiterLocal
 	// (default), LimiterClosed or LimiterOpen.
 	OnOutage authz.LimiterMode
-	// Clock is used by the stand-in alone; Redis' own time stays inside redis_rate.
-	// It should be monotonic; a step back of it is found out and costs no more than
-	// one burst. Required.
+	// Replicas returns how many live replicas share the limits, this one included:
+	// each stands in for its part of a limit. Nil, or a result below 1, means 1, and
+	// more than 100 count as 100. It may change at any time. Called with each charge,
+	// concurrently; it must not block. Without a Redis it is not used.
+	Replicas func() int
+	// Clock tells how old an answer of Redis is, and times the stand-in; Redis' own
+	// time stays inside redis_rate. It should be monotonic; a step back of it is
+	// found out and costs no more than one burst. Required.
 	Clock authz.Clock
 	// Logger gets changes of state; nil discards them.
 	Logger *slog.Logger
@@ -44,14 +48,19 @@ type Options struct {
 
 // Limiter implements authz.Limiter. Safe for concurrent use.
 type Limiter struct {
-	client  redis.UniversalClient // nil without a Redis
-	rate    *redis_rate.Limiter
-	local   *local
-	mode    authz.LimiterMode
-	breaker *breaker
-	log     *slog.Logger
+	client   redis.UniversalClient // nil without a Redis
+	rate     *redis_rate.Limiter
+	local    *local
+	mode     authz.LimiterMode
+	breaker  *breaker
+	bulkhead bulkhead
+	keeper   keeper
+	log      *slog.Logger
 
-	exact, stoodIn, failed, steps, resets atomic.Int64
+	// lastFailed is the bucket whose charge failed last.
+	lastFailed atomic.Pointer[string]
+
+	exact, denied, stoodIn, failed, crowded, steps, resets, settled, restored atomic.Int64
 }
 
 var _ authz.Limiter = (*Limiter)(nil)
@@ -72,26 +81,30 @@ func New(o Options) (*Limiter, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	stand, err := newLocal(o.Clock)
+	stand, err := newLocal(o.Clock, o.Replicas, o.URL == "")
 	if err != nil {
 		return nil, err
 	}
-	l := &Limiter{local: stand, mode: o.OnOutage, breaker: newBreaker(), log: o.Logger}
+	l := &Limiter{local: stand, mode: o.OnOutage, breaker: new(breaker), log: o.Logger}
 	if o.URL == "" {
 		return l, nil
 	}
-	if l.client, err = newClient(o.URL); err != nil {
+	places := poolSize()
+	// The keeper has its own: it must not wait behind those for whom it works.
+	if l.client, err = newClient(o.URL, places+keeperCalls); err != nil {
 		return nil, err
 	}
-	l.rate = redis_rate.NewLimiter(l.client)
+	l.rate, l.bulkhead = redis_rate.NewLimiter(l.client), newBulkhead(places)
 	return l, nil
 }
 
-// Close disconnects from Redis.
+// Close stops what runs in the background, waits for it, and disconnects from Redis.
+// What Redis has not been told yet of an outage is dropped.
 func (l *Limiter) Close() error {
 	if l.client == nil {
 		return nil
 	}
+	l.keeper.close()
 	if err := l.client.Close(); err != nil {
 		return fmt.Errorf("disconnect from Redis: %w", err)
 	}
@@ -109,36 +122,65 @@ func (l *Limiter) Charge(ctx context.Context, k *authz.Key, limit authz.Limit, c
 	if k == nil || k.Organization == nil {
 		return authz.Charge{}, errors.New("charge: no key, or a key without its organization")
 	}
-	bucket := bucketName(k, limit)
 	if l.client == nil || !l.breaker.allow() {
-		return l.standIn(bucket, limit.Rate, cost), nil
+		return l.standIn(bucketName(k, limit), limit.Rate, cost), nil
 	}
+	asked, m := l.local.now(), findMemo(k, limit)
+	if m != nil {
+		v, refused := m.judge(asked, cost)
+		switch v {
+		case refuse:
+			l.denied.Add(1)
+			return refused, nil
+		case askAlone:
+			defer m.release()
+		case ask:
+		}
+	}
+	bucket := bucketName(k, limit)
 	c, err := l.ask(ctx, bucket, limit.Rate, cost)
 	if err != nil {
-		l.failed.Add(1)
-		if l.breaker.failure() {
-			l.log.Warn("Redis does not answer; limits are stood in for",
-				slog.String("mode", string(l.mode)), slog.Any("error", err))
+		if l.tell(err, bucket) && m != nil {
+			m.forget() // what stands in decides
 		}
 		return l.standIn(bucket, limit.Rate, cost), nil
 	}
-	if l.breaker.success() {
-		l.log.Warn("Redis answers again; limits are exact")
-	}
+	l.breaker.success()
 	l.exact.Add(1)
+	if l.mode == authz.LimiterLocal {
+		l.local.note(asked, bucket, limit.Rate, asked+int64(c.ResetAfter))
+	}
+	if m == nil && isExhausted(limit.Rate, cost, c) {
+		m = addMemo(k, limit)
+	}
+	if m != nil {
+		m.learn(asked, cost, c)
+	}
 	return c, nil
 }
 
-// ask charges in Redis. A bucket that holds something else than redis_rate's own
-// number, or a time that only a stepped clock explains, is reset and asked once more.
-//
-// A client that goes away does not end the question: the charge may have been taken
-// already, a connection would be lost with it, and many such clients would look like
-// a Redis that does not answer.
+// ask charges in Redis. A client that goes away does not end the question: the charge
+// may have been taken already, a connection would be lost with it, and many such
+// clients would look like a Redis that does not answer.
 func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int) (authz.Charge, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
+	left, err := l.bulkhead.enter(authz.Remaining(ctx, budget))
+	if err != nil {
+		return authz.Charge{}, err
+	}
+	defer l.bulkhead.leave()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), left)
 	defer cancel()
-	limit := redis_rate.Limit{Rate: r.Rate, Burst: r.Burst, Period: r.Period}
+	c, err := l.askRate(ctx, bucket, r, cost)
+	if err != nil && isOurs(err, left) {
+		return authz.Charge{}, fmt.Errorf("%w: %w", errCrowded, err)
+	}
+	return c, err
+}
+
+// askRate charges once. A bucket that holds something else than redis_rate's own
+// number, or a time that only a stepped clock explains, is reset and asked again.
+func (l *Limiter) askRate(ctx context.Context, bucket string, r authz.Rate, cost int) (authz.Charge, error) {
+	limit := rateOf(r)
 	result, err := l.rate.AllowN(ctx, bucket, limit, cost)
 	switch {
 	case isBadBucket(err):
@@ -159,6 +201,22 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 	return chargeOf(result), nil
 }
 
+// tell notes why Redis did not answer, and tells whether that was Redis' doing.
+func (l *Limiter) tell(err error, bucket string) bool {
+	if isOurs(err, budget) {
+		l.crowded.Add(1)
+		return false
+	}
+	l.failed.Add(1)
+	l.lastFailed.Store(&bucket)
+	if l.breaker.failure() {
+		l.log.Warn("Redis does not answer; limits are stood in for",
+			slog.String("mode", string(l.mode)), slog.Any("error", err))
+		l.wake() // it alone finds out when Redis is back
+	}
+	return true
+}
+
 // Ping asks Redis whether it answers, within the budget, and changes nothing. It is
 // for a doctor; Health tells the same from what the charges have met. Without a
 // Redis it is nil.
@@ -174,6 +232,10 @@ func (l *Limiter) Ping(ctx context.Context) error {
 	return nil
 }
 
+func rateOf(r authz.Rate) redis_rate.Limit {
+	return redis_rate.Limit{Rate: r.Rate, Burst: r.Burst, Period: r.Period}
+}
+
 func chargeOf(r *redis_rate.Result) authz.Charge {
 	c := authz.Charge{Allowed: r.Allowed > 0, ResetAfter: max(r.ResetAfter, 0), Mode: authz.LimiterExact}
 	if !c.Allowed {
@@ -185,8 +247,7 @@ func chargeOf(r *redis_rate.Result) authz.Charge {
 // steppedBack tells that a bucket is said to be full only after longer than filling
 // it takes: Redis' clock has gone back since, and would deny for as long.
 func steppedBack(r *redis_rate.Result, rate authz.Rate) bool {
-	full := time.Duration(float64(rate.Burst) * rate.EmissionInterval() * float64(time.Second))
-	return r.ResetAfter > full+clockSlack
+	return r.ResetAfter > time.Duration(spanOf(rate, rate.Burst))+clockSlack
 }
 
 // isBadBucket tells that Redis has answered, and what it holds for this bucket is
@@ -213,59 +274,9 @@ func (l *Limiter) standIn(bucket string, r authz.Rate, cost int) authz.Charge {
 	case authz.LimiterClosed:
 		return authz.Charge{Mode: authz.LimiterClosed}
 	}
-	return l.local.charge(bucket, r, cost)
-}
-
-// bucketName names a bucket: everything that it belongs to, each part with its
-// length before it, so that no two different buckets ever share a name. The same
-// name with another period would be a free burst, so the limit is a part too.
-func bucketName(k *authz.Key, l authz.Limit) string {
-	b := make([]byte, 0, 160)
-	b = appendPart(b, "1") // the version of this form
-	b = appendPart(b, l.Name)
-	var id [64]byte
-	b = appendPart(b, k.Organization.ID.AppendTo(id[:0]))
-	b = appendPart(b, string(k.Environment))
-	b = appendPart(b, k.ID.AppendTo(id[:0]))
-	for _, n := range []int{l.Rate.Rate, l.Burst, int(l.Period / time.Second)} {
-		b = appendPart(b, strconv.AppendInt(id[:0], int64(n), 10))
+	c := l.local.charge(bucket, r, cost)
+	if l.client != nil {
+		l.wake() // somebody must tell Redis
 	}
-	return string(b)
-}
-
-func appendPart[T string | []byte](b []byte, part T) []byte {
-	b = strconv.AppendInt(b, int64(len(part)), 10)
-	b = append(b, ':')
-	return append(b, part...)
-}
-
-// Health tells how the limiter is. Its fields are figures for operators.
-type Health struct {
-	// Mode is how the next charge would be counted.
-	Mode authz.LimiterMode `json:"mode"`
-	// Degraded tells that Redis is stood in for.
-	Degraded bool `json:"degraded"`
-	// Exact and StoodIn count charges since the start, Failed those that Redis was
-	// asked for in vain, Resets the buckets that were reset because nothing sensible
-	// was in them, of which ClockSteps because Redis' clock had stepped back.
-	Exact      int64 `json:"exact"`
-	StoodIn    int64 `json:"stood_in"`
-	Failed     int64 `json:"failed"`
-	Resets     int64 `json:"resets"`
-	ClockSteps int64 `json:"clock_steps"`
-}
-
-// Health returns the limiter's health as of now; it asks nobody.
-func (l *Limiter) Health() Health {
-	h := Health{
-		Mode: authz.LimiterExact, Exact: l.exact.Load(), StoodIn: l.stoodIn.Load(), Failed: l.failed.Load(),
-		Resets: l.resets.Load(), ClockSteps: l.steps.Load(),
-	}
-	switch {
-	case l.client == nil:
-		h.Mode, h.Degraded = authz.LimiterLocal, true
-	case l.breaker.isOpen():
-		h.Mode, h.Degraded = l.mode, true
-	}
-	return h
+	return c
 }

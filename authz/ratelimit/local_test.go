@@ -30,7 +30,7 @@ func TestLocal_DecidesAsRedisRateDoes(t *testing.T) {
 		serial++
 		bucket := fmt.Sprint("b", serial)
 		clock := newFakeClock()
-		ours, err := newLocal(clock)
+		ours, err := newLocal(clock, nil, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,7 +61,7 @@ func near(a, b time.Duration) bool { return (a - b).Abs() <= time.Microsecond }
 
 func TestLocal_AStepBackOfTheClockDeniesNobodyForLong(t *testing.T) {
 	clock := newFakeClock()
-	l, err := newLocal(clock)
+	l, err := newLocal(clock, nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestLocal_AStepBackOfTheClockDeniesNobodyForLong(t *testing.T) {
 }
 
 func TestLocal_ConcurrentChargesTakeEachUnitOnce(t *testing.T) {
-	l, err := newLocal(newFakeClock())
+	l, err := newLocal(newFakeClock(), nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestLocal_ConcurrentChargesTakeEachUnitOnce(t *testing.T) {
 }
 
 func TestLocal_ItsMemoryIsBounded(t *testing.T) {
-	l, err := newLocal(newFakeClock())
+	l, err := newLocal(newFakeClock(), nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,12 +2,15 @@ package ratelimit
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/store/localserver"
@@ -27,6 +30,10 @@ var servers shared
 func TestMain(m *testing.M) {
 	code := m.Run()
 	servers.stop()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	os.Exit(code)
 }
 

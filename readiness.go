@@ -1,0 +1,54 @@
+package main
+
+import (
+	"time"
+
+	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz/ratelimit"
+	"github.com/supportstation/keystile/server"
+	"github.com/supportstation/keystile/store"
+)
+
+// readiness tells how the parts are.
+func (s *service) readiness(engine *policy.Engine) server.Readiness {
+	st, limiter, revision := s.store.Health(), s.limiter.Health(), engine.Revision()
+	r := server.Readiness{
+		Ready: st.Known && revision != "",
+		Details: map[string]any{
+			"store": map[string]any{
+				"known": st.Known, "revision": st.Revision, "cached_keys": st.CachedKeys, "cached_key_bytes": st.CachedKeyBytes,
+				"lookup_statements": st.Lookups, "live_replicas": st.LiveReplicas, "put_back": st.PutBack, "dropped_uses": st.DroppedUses,
+				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
+			},
+			"limiter": limiter,
+			"policy":  map[string]any{"revision": revision},
+		},
+		Figures: figures(st, limiter),
+	}
+	if limiter.Degraded {
+		r.Degraded = append(r.Degraded, "limiter")
+	}
+	if st.Degraded {
+		r.Degraded = append(r.Degraded, "store")
+	}
+	return r
+}
+
+// figures are the parts' own, for /metrics.
+func figures(st store.Health, limiter ratelimit.Health) []server.Figure {
+	return []server.Figure{
+		{Name: "store_revision", Help: "The revision up to which every change is applied.", Value: float64(st.Revision)},
+		{Name: "store_contact_age_seconds", Help: "Time since Postgres last confirmed what is in memory.", Value: st.ContactAge.Seconds()},
+		{Name: "store_put_back_total", Help: "Times that the database was put back to an earlier state.", Value: float64(st.PutBack)},
+		{Name: "store_lookup_statements_total", Help: "Statements that looked keys up.", Value: float64(st.Lookups)},
+		{Name: "store_dropped_uses_total", Help: "Last uses of secrets that found no place while they could not be written.", Value: float64(st.DroppedUses)},
+		{Name: "key_cache_records", Help: "Key records in memory.", Value: float64(st.CachedKeys)},
+		{Name: "key_cache_bytes", Help: "About what the key records in memory take.", Value: float64(st.CachedKeyBytes)},
+		{Name: "replicas_live", Help: "Replicas with a fresh heartbeat, as Postgres last said.", Value: float64(st.LiveReplicas)},
+		{Name: "limiter_exact_total", Help: "Charges that Redis counted.", Value: float64(limiter.Exact)},
+		{Name: "limiter_stood_in_total", Help: "Charges that were counted without Redis.", Value: float64(limiter.StoodIn)},
+		{Name: "limiter_denied_locally_total", Help: "Charges denied because Redis had just said so.", Value: float64(limiter.DeniedLocally)},
+		{Name: "limiter_failed_total", Help: "Charges for which Redis was asked in vain.", Value: float64(limiter.Failed)},
+		{Name: "limiter_settled_units_total", Help: "Units charged in Redis afterwards for what was admitted without it.", Value: float64(limiter.SettledUnits)},
+	}
+}
