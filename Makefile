@@ -67,6 +67,10 @@ bench: install-run ## measure a full check against a bare Gin handler
 fuzz: ## fuzz every parser for FUZZTIME (60s)
 	$(step) fuzz .ci/fuzz $(FUZZTIME)
 
+.PHONY: mutants
+mutants: install-test ## show that tests fail when what they guard is switched off; WORDS="store row" chooses
+	$(step) mutants go run ./.ci/mutants $(WORDS)
+
 .PHONY: clean
 clean: ## remove what was built here
 	rm -rf bin

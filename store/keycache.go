@@ -120,6 +120,7 @@ func (c *keyCache) put(d authz.Digest, e *cachedKey) (served *cachedKey, ok bool
 		return nil, false
 	}
 	e = c.learned.judge(d, e)
+	c.learned.see(d, e)
 	switch {
 	case e.bad != nil: // asked again each time, so that its repair is noticed at once
 	case e.key == nil:

@@ -124,6 +124,30 @@ func TestOrganizationCache_AChangeOutdatesAllItsRecords(t *testing.T) {
 	}
 }
 
+// What was read before a change that has been applied is refused, whatever is remembered
+// of the change.
+func TestKeyCache_ASlowReadPutsNothingBack(t *testing.T) {
+	for name, change := range map[string]func(*keyCache, authz.Digest){
+		"of the key":        func(c *keyCache, d authz.Digest) { c.apply(&changeSet{n: 2, keys: []changedKey{{digest: d}}}) },
+		"of its digest":     func(c *keyCache, d authz.Digest) { c.apply(&changeSet{n: 2, retired: []authz.Digest{d}}) },
+		"of everything":     func(c *keyCache, _ authz.Digest) { c.forget(2, nil, nil) },
+		"of another world":  func(c *keyCache, _ authz.Digest) { c.putBack(2) },
+		"of more than fits": func(c *keyCache, _ authz.Digest) { c.apply(&changeSet{n: 2, keys: make([]changedKey, maxRecentChanges+1)}) },
+	} {
+		c := newTestCache(t, 64<<20)
+		d, slow := entryOf(1, c.organizations.organization(authz.NewOrganizationID(time.Now())), &authz.Organization{})
+		change(c, d)
+		if _, ok := c.put(d, slow); ok || c.get(d) != nil {
+			t.Errorf("a change %s is overtaken by a read that began before it", name)
+		}
+		fresh := *slow
+		fresh.asOf = 2
+		if _, ok := c.put(d, &fresh); !ok || c.get(d) == nil {
+			t.Errorf("after a change %s nothing can be read", name)
+		}
+	}
+}
+
 // BenchmarkKeyCache_BytesPerKey measures what a cached key takes, cache included, at a
 // million keys of ten thousand organizations.
 func BenchmarkKeyCache_BytesPerKey(b *testing.B) {

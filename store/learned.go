@@ -1,6 +1,7 @@
 package store
 
 import (
+	"database/sql"
 	"errors"
 	"time"
 
@@ -65,6 +66,19 @@ func (l *learned) learn(keys []changedKey, organizations []changedOrganization) 
 		}
 	}
 }
+
+// see learns of a revocation that was read.
+func (l *learned) see(d authz.Digest, e *cachedKey) {
+	if e.key == nil || e.key.RevokedAt.IsZero() && e.secret.RevokedAt.IsZero() {
+		return
+	}
+	l.learn([]changedKey{{
+		digest: d, id: e.key.ID, revision: e.key.Revision,
+		keyRevoked: unixOf(e.key.RevokedAt), secretRevoked: unixOf(e.secret.RevokedAt),
+	}}, nil)
+}
+
+func unixOf(t time.Time) sql.NullInt64 { return sql.NullInt64{Int64: t.Unix(), Valid: !t.IsZero()} }
 
 // room makes place for a key, or tells that there is none.
 func (l *learned) room(revoked bool) bool {

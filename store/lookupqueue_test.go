@@ -59,8 +59,11 @@ func TestLookupQueue_WhoeverLeftIsNotReadFor(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w, err := q.add(caller, digestOf(-1))
+	w, err := q.add(caller, digestOf(-1)) // tidies the line, which was full
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.add(caller, digestOf(-2)); err != nil { // this one leaves later
 		t.Fatal(err)
 	}
 	w.askers++

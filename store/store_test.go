@@ -215,6 +215,20 @@ func TestStore_ChangesArriveByThemselves(t *testing.T) {
 	}
 }
 
+// A change that nobody is told of is found by polling.
+func TestStore_AChangeWithoutANotificationArrives(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	k := add(t, s)
+	find(t, s, k.secret)
+	eventually(t, "all notifications so far are heard", func() bool {
+		return s.Health().Revision == int64(storetest.Count(t, at, `SELECT n FROM revision`))
+	})
+	storetest.Exec(t, at, `WITH r AS (UPDATE revision SET n = n + 1 RETURNING n)
+		UPDATE api_keys SET revoked_at = now(), revision = r.n FROM r WHERE id = $1`, k.key.ID)
+	eventually(t, "the key is revoked", func() bool { return !find(t, s, k.secret).Key.RevokedAt.IsZero() })
+}
+
 // Two changes that are open at once: the second waits for the first, so that the
 // order of numbers is the order in which they become visible.
 func TestStore_RevisionOrderIsCommitOrder(t *testing.T) {

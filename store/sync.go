@@ -31,6 +31,15 @@ func (s *Store) follow(ctx context.Context) {
 		case <-poll.C:
 		case <-s.wake:
 		}
+		// One reading is enough for all that have come meanwhile.
+		select {
+		case <-s.wake:
+		default:
+		}
+		select {
+		case <-poll.C:
+		default:
+		}
 		err := s.Synchronize(ctx)
 		if err != nil && ctx.Err() == nil {
 			s.warnLost(err)
