@@ -13,6 +13,7 @@ const (
 	exitUnexpected = 1
 	exitUsage      = 2
 	exitInvalid    = 3 // policy or configuration
+	exitFindings   = 4 // findings or differences
 	exitDependency = 7 // a dependency is not available
 )
 

@@ -63,6 +63,7 @@ func rooms() []room {
 		{path: "policies", only: none, reason: "the room of Rego: it embeds, and has no logic in Go"},
 		{path: "store", ours: []string{"authz", "authz/manage", "store/..."}, never: []string{gin, opa, redis, rate, metrics}, reason: "rows in, records out: it serves ports of authz and knows no transport"},
 		{path: "server", ours: []string{"authz/...", "server/..."}, never: []string{opa, sqlx, pq, redis, rate}, reason: "a transport speaks to authz; store and engine are handed to it"},
+		{path: "server/faults", only: none, reason: "tests alone, which measure the program from outside: there is nothing in it to import anything"},
 		{path: "sdk", only: none, reason: "an application that asks for decisions must not inherit our dependencies"},
 		{path: "sdk/ginmw", ours: []string{"sdk"}, only: []string{gin}, reason: "an adapter is the SDK and its framework"},
 		{path: "sdk/grpcmw", ours: []string{"sdk"}, only: []string{"google.golang.org/grpc"}, reason: "an adapter is the SDK and its framework"},

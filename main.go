@@ -79,7 +79,7 @@ Start with "keystile dev": everything on this machine, with demonstration data.`
 	var surroundings cli.Config
 	admins := cli.NewAdminsCommand(surroundings)
 	admins.AddCommand(newBootstrapCommand())
-	addTo(root, groupRun, newServeCommand(), newDevCommand(), newMigrateCommand(), newPeppersCommand(), newConfigCommand())
+	addTo(root, groupRun, newServeCommand(), newDevCommand(), newMigrateCommand(), newPeppersCommand(), newConfigCommand(), newDoctorCommand())
 	addTo(root, groupUse,
 		cli.NewCheckCommand(surroundings), cli.NewOrgsCommand(surroundings), cli.NewKeysCommand(surroundings),
 		cli.NewCallersCommand(surroundings), admins, cli.NewAuditLogCommand(surroundings),

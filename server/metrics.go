@@ -35,7 +35,7 @@ func newMetrics(figures func() Readiness) *metrics {
 	m.management = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keystile_management_requests_total", Help: "Requests of the management API, by operation and class of status.",
 	}, []string{"operation", "status"})
-	m.registry.MustRegister(decisions, degraded, parts(figures), m.management)
+	m.registry.MustRegister(decisions, degraded, partsCollector(figures), m.management)
 	for _, code := range []authz.Code{
 		authz.CodeAllowed, authz.CodeKeyMissing, authz.CodeKeyMalformed, authz.CodeKeyUnknown, authz.CodeKeyRevoked,
 		authz.CodeKeyExpired, authz.CodeKeyDisabled, authz.CodeOrganizationSuspended, authz.CodeEnvironmentMismatch,
@@ -51,16 +51,16 @@ func newMetrics(figures func() Readiness) *metrics {
 	return m
 }
 
-// parts collects what the parts tell about themselves, when it is asked for.
-type parts func() Readiness
+// partsCollector collects what the parts tell about themselves, when it is asked for.
+type partsCollector func() Readiness
 
-var _ prometheus.Collector = parts(nil)
+var _ prometheus.Collector = partsCollector(nil)
 
 // Describe implements prometheus.Collector: what the parts tell is theirs to say.
-func (parts) Describe(chan<- *prometheus.Desc) {}
+func (partsCollector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
-func (p parts) Collect(out chan<- prometheus.Metric) {
+func (p partsCollector) Collect(out chan<- prometheus.Metric) {
 	r := p()
 	gauge := func(name, help string, is bool, labels ...string) {
 		value, names := 0.0, []string(nil)

@@ -18,6 +18,9 @@ func (s *Store) admitOnce(ctx context.Context) error {
 		return nil
 	}
 	err := s.admit(ctx)
+	if err != nil {
+		s.admission.Store(&err)
+	}
 	switch {
 	case err == nil:
 		s.admitted.Store(true)
@@ -61,7 +64,11 @@ func (s *Store) notAdmitted(doing string) error {
 	if s.admitted.Load() {
 		return nil
 	}
-	return authz.Unavailable(doing, errNotAdmitted)
+	cause := errNotAdmitted
+	if last := s.admission.Load(); last != nil {
+		cause = *last
+	}
+	return authz.Unavailable(doing, cause)
 }
 
 // isAway tells of a Postgres that may answer later as it is configured: not of one that

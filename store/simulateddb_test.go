@@ -102,7 +102,7 @@ func (s *simulatedState) copy() simulatedState {
 
 // commit makes what was written visible. Called with mu, or before anyone else is there.
 func (db *simulatedDB) commit() {
-	db.versions = append(db.versions, simulatedVersion{time.Now(), db.simulatedState.copy()})
+	db.versions = append(db.versions, simulatedVersion{time.Now(), db.copy()})
 	for _, l := range db.listeners {
 		select {
 		case l <- struct{}{}:
@@ -117,7 +117,7 @@ func (db *simulatedDB) listen(replica int) <-chan struct{} { return db.listeners
 func (db *simulatedDB) transaction(wait time.Duration, above int64, write func(n int64)) int64 {
 	db.lock <- struct{}{}
 	defer func() { <-db.lock }()
-	time.Sleep(wait + 1)
+	sleep(wait + 1)
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.n = max(db.n, above) + 1
@@ -146,7 +146,7 @@ func (db *simulatedDB) addKey(i int, random *rand.Rand) {
 	} else {
 		db.keys[i] = k
 	}
-	db.versions[len(db.versions)-1].simulatedState = db.simulatedState.copy()
+	db.versions[len(db.versions)-1].simulatedState = db.copy()
 }
 
 // change does one management change of some key or organization.
@@ -215,7 +215,7 @@ func (db *simulatedDB) save() {
 	defer func() { <-db.lock }()
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	state := db.simulatedState.copy()
+	state := db.copy()
 	db.saved = &state
 }
 
@@ -339,7 +339,7 @@ func (s *simulatedSource) travel(ctx context.Context, random *rand.Rand) error {
 	select {
 	case <-wait.C:
 	case <-ctx.Done():
-		time.Sleep(1) // after whoever waits with the same deadline: one instant has no order
+		sleep(1) // after whoever waits with the same deadline: one instant has no order
 		return errSimulated
 	}
 	s.db.mu.Lock()
@@ -356,7 +356,7 @@ func (s *simulatedSource) read(ctx context.Context, random *rand.Rand) (*simulat
 		return nil, time.Time{}, err
 	}
 	s.db.mu.Lock()
-	state, at := s.db.simulatedState.copy(), time.Now()
+	state, at := s.db.copy(), time.Now()
 	s.db.mu.Unlock()
 	return &state, at, s.travel(ctx, random)
 }

@@ -75,8 +75,9 @@ type Store struct {
 	putBack atomic.Int64
 	// admitted tells that this configuration fits the database; until then nothing of it
 	// is believed and nothing is written. refused has the reason when it does not fit.
-	admitted atomic.Bool
-	refused  chan error
+	admitted  atomic.Bool
+	admission atomic.Pointer[error] // why not, the last time
+	refused   chan error
 	// contact is when Postgres last confirmed that, as far as heartbeats cover it, on the
 	// clock's elapsed time; negative is never.
 	contact atomic.Int64

@@ -1,9 +1,11 @@
 package ratelimit
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"runtime"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
@@ -20,6 +22,16 @@ const resp2 = 2
 // poolSize is how many calls of clients may be in flight, and the connections for them.
 func poolSize() int { return max(minPoolSize, 10*runtime.GOMAXPROCS(0)) }
 
+// quiet keeps go-redis from writing to standard error by itself: what it says of
+// connections is told once, when the breaker opens.
+type quiet struct{}
+
+// Printf implements go-redis' logger.
+func (quiet) Printf(context.Context, string, ...any) {}
+
+//nolint:gochecknoglobals // go-redis has one logger for the process
+var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })
+
 // newClient returns a client whose every wait is within the budget, and which
 // never retries: the stand-in is sooner. An error never repeats the URL, which may
 // hold a password.
@@ -32,7 +44,8 @@ func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 	if err != nil { // net/url would leave out what it cannot read
 		return nil, errors.New("Redis URL has a query that is not well-formed") //nolint:staticcheck // a name
 	}
-	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	silence()
+	unmaintained := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	if query.Has("addr") {
 		o, err := redis.ParseClusterURL(text)
 		if err != nil {
@@ -41,7 +54,7 @@ func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 		o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
 		o.MaxRetries, o.DialerRetries, o.MaxRedirects = -1, 1, 3
 		o.ContextTimeoutEnabled, o.DisableIdentity = true, true
-		o.MaintNotificationsConfig, o.Protocol = quiet, resp2
+		o.MaintNotificationsConfig, o.Protocol = unmaintained, resp2
 		o.PoolSize = poolSize
 		return redis.NewClusterClient(o), nil
 	}
@@ -52,7 +65,7 @@ func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 	o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
 	o.MaxRetries, o.DialerRetries = -1, 1
 	o.ContextTimeoutEnabled, o.DisableIdentity = true, true
-	o.MaintNotificationsConfig, o.Protocol = quiet, resp2
+	o.MaintNotificationsConfig, o.Protocol = unmaintained, resp2
 	o.PoolSize = poolSize
 	return redis.NewClient(o), nil
 }
