@@ -63,6 +63,13 @@ format: ## write Go and Rego in their one format
 bench: install-run ## measure a full check against a bare Gin handler
 	$(step) bench go test -run '^$$' -bench . -benchtime 1x -timeout 30m .
 
+.PHONY: faults
+faults: install-test ## break real servers and measure every promise: ROWS=5,7 for some, MARKDOWN=FILE for a table
+	@mkdir -p bin
+	@go test -c -o bin/faults.test ./server/faults
+	@cd server/faults && ../../bin/faults.test -test.run '^TestFaults$$' -test.timeout 40m \
+		-faults.full -faults.rows='$(ROWS)' -faults.markdown='$(abspath $(MARKDOWN))' -faults.overlay='$(abspath $(OVERLAY))'
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser for FUZZTIME (60s)
 	$(step) fuzz .ci/fuzz $(FUZZTIME)

@@ -144,7 +144,7 @@ func (m mutant) kill(dir string) (string, error) {
 	}
 	args := append([]string{"test", "-count=1", "-timeout=5m", "-vet=off", "-overlay", overlay}, strings.Fields(m.test)...)
 	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "KEYSTILE_OVERLAY="+overlay)
+	cmd.Env = append(os.Environ(), "KEYSTILE_OVERLAY="+overlay, "KEYSTILE_SIMULATION_SEEDS=60")
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return "", nil

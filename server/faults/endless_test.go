@@ -1,0 +1,125 @@
+package faults
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/policy"
+)
+
+const (
+	// overBudget is how much later than its budget an evaluation is denied.
+	overBudget = 25 * time.Millisecond
+	// unevaluated is within what a check is answered that waits for nothing: far less than a budget.
+	unevaluated = 25 * time.Millisecond
+	// manyNumbers take a product some two seconds that nothing can stop.
+	manyNumbers = 3000
+)
+
+// endlessFor is a policy that works out a product of large numbers for one organization,
+// and for all others nothing more than what is shipped.
+func endlessFor(id authz.OrganizationID) policyFiles {
+	return policyFiles{
+		"keystile/rules/endless/endless.rego": fmt.Sprintf(`package keystile.rules.endless
+
+deny contains {"code": "endless", "message": "Never said."} if {
+	input.organization.id == %q
+	product(data.keystile.rules.endless.many) == 7
+}
+`, id),
+		"keystile/rules/endless/data.yaml": "many: [" + strings.Repeat("7e299, ", manyNumbers) + "1]\n",
+	}
+}
+
+// abandoned counts the goroutines that work out a large call.
+func (s *site) abandoned(r *replica) (n int) {
+	s.Helper()
+	_, page, err := fetch(s.Context(), r.opsURL+"/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, stack := range strings.Split(page, "\n\n") {
+		if strings.Contains(stack, "authz/policy.(*lane).run.func") {
+			count, _, _ := strings.Cut(strings.TrimSpace(stack), " @")
+			one, err := strconv.Atoi(count[strings.LastIndexByte(count, '\n')+1:])
+			if err != nil {
+				s.Fatalf("a profile of goroutines says %q", count)
+			}
+			n += one
+		}
+	}
+	return n
+}
+
+// endlessPolicy asks for the keys of an organization for which the policy does not come
+// to an end, beside those of another.
+func endlessPolicy(t *trial) {
+	s := newSite(t)
+	keys := s.addKeys(50, plenty())
+	id, cause := s.elsewhere(5, "Endless")
+	r := s.start(1, map[string]string{"KEYSTILE_POLICY_DIR": s.policyDir("endless", endlessFor(id)), "KEYSTILE_PPROF": "true"})[0]
+	s.warm(s.replicas, keys)
+	revision := s.revisions(s.replicas)
+	l := s.startLoad(plan{to: s.replicas, keys: keys, rate: either(t, 500, 50)})
+	pause(either(t, time.Second, 100*time.Millisecond))
+
+	goroutines := r.metric(t, "go_goroutines")
+	again := s.overrunTwice(r, cause)
+	quick := again.where(func(a *answer) bool { return a.done.Sub(a.sent) <= unevaluated })
+	t.timed(len(quick) > len(again)*9/10, "what caused it is denied unevaluated: %d of %d within %s, p50 %s", len(quick), len(again),
+		ms(unevaluated), ms(again.percentile(.5)))
+
+	most, mostGoroutines, ours := 0, 0.0, 4
+	var asked answers
+	took := s.takeTurns(either(t, 4, 1), either(t, 2*time.Second, 200*time.Millisecond), 0, func() {
+		c := s.startLoad(plan{to: s.replicas, keys: cause, rate: either(t, 60, 20), connections: ours})
+		for until := time.Now().Add(either(t, 4*time.Second, 1500*time.Millisecond)); time.Now().Before(until); pause(300 * time.Millisecond) {
+			most, mostGoroutines = max(most, s.abandoned(r)), max(mostGoroutines, r.metric(t, "go_goroutines"))
+		}
+		asked = append(asked, c.stop()...)
+		s.eventually("what was left running ends", func() bool { return s.abandoned(r) == 0 })
+	})
+	others := l.stop()
+	s.judgeEndless(append(asked, again...))
+	t.exact(most <= 1, "left running at a time: at most %d (1)", most)
+	// Each connection has two, and whoever looks at them some.
+	t.timed(mostGoroutines <= goroutines+float64(4*ours), "goroutines %.0f, then at most %.0f", goroutines, mostGoroutines)
+	t.timed(len(others.except("allowed")) == 0, "other organizations: %v", others)
+	s.judgeRatio("other organizations", others, took, 2)
+	t.exact(s.revisions(s.replicas) == revision, "the policy in force is the same: no step back by itself")
+	code, word := r.readiness(t)
+	t.exact(code == 200, "/readyz %d %s", code, word)
+}
+
+// overrunTwice has the policy overrun its budget twice, and returns what was answered
+// afterwards to the one who caused it.
+func (s *site) overrunTwice(r *replica, cause []*key) answers {
+	s.Helper()
+	var first, again answers
+	for _, k := range cause[:2] {
+		a := s.ask(r, k)
+		s.exact(a.code == "unavailable", "the first check of a key that has no end: %s after %s", a.outcome(), ms(a.done.Sub(a.sent)))
+		first = append(first, a)
+		s.exact(s.abandoned(r) == 1, "and its evaluation is left running")
+		again = append(again, s.run(plan{to: s.replicas, keys: []*key{k}, rate: 50, rounds: 10, connections: 1})...)
+		s.eventually("what was left running ends", func() bool { return s.abandoned(r) == 0 })
+	}
+	s.judgeEndless(first)
+	// By now the organization has overrun twice, and waits a second for the next.
+	return again
+}
+
+// judgeEndless states how those were answered for whom there is no end.
+func (s *site) judgeEndless(all answers) {
+	s.Helper()
+	times := make([]time.Duration, len(all))
+	for i, a := range all {
+		times[i] = a.done.Sub(a.sent)
+	}
+	s.exact(len(all) > 0 && len(all.except("unavailable")) == 0, "checks without an end: %v", all)
+	s.timed(percentile(times, .99) <= policy.DefaultBudget+overBudget, "denied after p50 %s, p99 %s, max %s (≤ %s + %s)", ms(percentile(times, .5)),
+		ms(percentile(times, .99)), ms(percentile(times, 1)), ms(policy.DefaultBudget), ms(overBudget))
+}

@@ -1,0 +1,215 @@
+package faults
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+const (
+	// pipelined is how many checks a connection of a flood has asked and not read yet.
+	pipelined = 16
+	// floodVariable makes the test's own program a flood, see TestMain.
+	floodVariable = "KEYSTILE_FAULTS_FLOOD"
+)
+
+// floodOrder is what a flood reads first from its standard input, which then stays open
+// until the flood shall end.
+type floodOrder struct {
+	Address, Caller string
+	Connections     int
+	// Keys are the texts that are presented in turn; without them each is a new one that
+	// nobody has stored, with the right checksum.
+	Keys []string
+}
+
+// floodResult is what it writes at its end.
+type floodResult struct{ Answered, Allowed, Denied, Undecided, Broken int64 }
+
+func (r floodResult) String() string {
+	return fmt.Sprintf("%d asked: %d allowed, %d denied, %d undecided, %d other", r.Answered, r.Allowed, r.Denied, r.Undecided, r.Broken)
+}
+
+// flood is a process that asks as fast as it is answered with what time the machine has
+// left: it stands for clients elsewhere, and takes no core from the service.
+type flood struct {
+	started time.Time
+	end     func() floodResult
+}
+
+// startFlood starts it; without keys it presents unknown ones.
+func (s *site) startFlood(r *replica, connections int, keys ...*key) *flood {
+	s.Helper()
+	order := floodOrder{Address: r.address(), Caller: s.caller.Reveal(), Connections: connections}
+	for _, k := range keys {
+		order.Keys = append(order.Keys, k.secret.Reveal())
+	}
+	cmd := exec.Command("nice", "-n", "19", os.Args[0])
+	cmd.Env = append(os.Environ(), floodVariable+"=1")
+	cmd.Stderr = os.Stderr
+	var said bytes.Buffer
+	cmd.Stdout = &said
+	input, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		err = json.NewEncoder(input).Encode(order)
+	}
+	if err != nil {
+		s.Fatalf("start a flood: %v", err)
+	}
+	f := &flood{started: time.Now(), end: sync.OnceValue(func() (result floodResult) {
+		if err := errors.Join(input.Close(), cmd.Wait()); err != nil {
+			s.Errorf("a flood: %v", err)
+		} else if err := json.Unmarshal(said.Bytes(), &result); err != nil {
+			s.Errorf("a flood said %q: %v", said.Bytes(), err)
+		}
+		return result
+	})}
+	s.Cleanup(func() { f.end() })
+	return f
+}
+
+// runFlood is the flood's own process.
+func runFlood(in io.Reader, out io.Writer) error {
+	input := bufio.NewReader(in)
+	line, err := input.ReadBytes('\n')
+	if err != nil {
+		return fmt.Errorf("a flood's order: %w", err)
+	}
+	f := flooding{quit: make(chan struct{})}
+	if err := json.Unmarshal(line, &f.floodOrder); err != nil {
+		return fmt.Errorf("a flood's order: %w", err)
+	}
+	if f.format, err = authz.NewKeyFormat(authz.DefaultKeyPrefix); err != nil {
+		return err
+	}
+	var workers sync.WaitGroup
+	for range f.Connections {
+		workers.Go(f.work)
+	}
+	_, _ = io.Copy(io.Discard, input) // until it is closed
+	close(f.quit)
+	workers.Wait()
+	return json.NewEncoder(out).Encode(floodResult{
+		f.answered.Load(), f.allowed.Load(), f.denied.Load(), f.undecided.Load(), f.broken.Load(),
+	})
+}
+
+// flooding is a running flood: nothing is timed, and of answers only the header is read.
+type flooding struct {
+	floodOrder
+
+	format authz.KeyFormat
+	quit   chan struct{}
+
+	asked, answered, allowed, denied, undecided, broken atomic.Int64
+}
+
+// text is the next key that is presented: all have the same length.
+func (f *flooding) text() string {
+	n := f.asked.Add(1)
+	if len(f.Keys) > 0 {
+		return f.Keys[n%int64(len(f.Keys))]
+	}
+	return f.format.Generate(authz.EnvironmentLive).Reveal()
+}
+
+func (f *flooding) work() {
+	c, err := net.DialTimeout("tcp", f.Address, giveUp)
+	if err != nil {
+		f.broken.Add(1)
+		return
+	}
+	defer func() { _ = c.Close() }()
+	reader, text := bufio.NewReader(c), f.text()
+	body := fmt.Sprintf(`{"key":%q,"method":"GET","path":%q}`, text, path)
+	one := fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: keystile\r\nAuthorization: Bearer %s\r\n"+
+		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", f.Caller, len(body), body)
+	at, batch := bytes.LastIndex(one, []byte(text)), bytes.Repeat(one, pipelined)
+	for {
+		select {
+		case <-f.quit:
+			return
+		default:
+		}
+		for i := range pipelined {
+			copy(batch[i*len(one)+at:], f.text())
+		}
+		if err := f.exchange(c, reader, batch); err != nil {
+			f.broken.Add(1)
+			return
+		}
+	}
+}
+
+func (f *flooding) exchange(c net.Conn, reader *bufio.Reader, batch []byte) error {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := c.Write(batch); err != nil {
+		return err
+	}
+	for range pipelined {
+		status, decision, err := readHeader(reader)
+		if err != nil {
+			return err
+		}
+		f.answered.Add(1)
+		switch {
+		case decision == "allow":
+			f.allowed.Add(1)
+		case status == 200 && decision == "deny":
+			f.denied.Add(1)
+		case status == 200 && decision == "error":
+			f.undecided.Add(1)
+		default:
+			f.broken.Add(1)
+		}
+	}
+	return nil
+}
+
+var errNoHTTP = errors.New("the answer is not HTTP")
+
+// readHeader reads an answer, of which it keeps the status and X-Keystile-Decision.
+func readHeader(r *bufio.Reader) (status int, decision string, err error) {
+	length := 0
+	for first := true; ; first = false {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return 0, "", err
+		}
+		line = bytes.TrimSpace(line)
+		name, value, _ := bytes.Cut(line, []byte(": "))
+		switch {
+		case first && len(line) > 12:
+			status, err = strconv.Atoi(string(line[9:12]))
+		case first:
+			err = errNoHTTP
+		case len(line) == 0:
+			_, err := r.Discard(length)
+			return status, decision, err
+		case string(name) == "Content-Length":
+			length, err = strconv.Atoi(string(value))
+		case string(name) == "X-Keystile-Decision":
+			decision = string(value)
+		}
+		if err != nil {
+			return 0, "", err
+		}
+	}
+}
