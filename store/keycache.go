@@ -193,12 +193,7 @@ func (c *keyCache) putBack(n int64) (revocations int, complete bool) {
 	}
 	c.forgetAll(n)
 	c.organizations.reset()
-	for _, k := range c.learned.keys {
-		if k.revoked != 0 {
-			revocations++
-		}
-	}
-	return revocations + len(c.learned.secrets), !c.learned.full
+	return len(c.learned.revoked) + len(c.learned.secrets), !c.learned.full
 }
 
 // size tells how many records are in memory, and about how many bytes they take.

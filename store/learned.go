@@ -20,8 +20,11 @@ var errPutBack = errors.New("the database was put back to a state before this ke
 // is for ever. While no database is put back it changes no answer. Guarded by
 // keyCache.mu.
 type learned struct {
-	keys          map[authz.KeyID]learnedKey
-	secrets       map[authz.Digest]int64 // when it was revoked
+	// changed has the revision of each key's last change, revoked and secrets when it was
+	// revoked, in Unix seconds.
+	changed       map[authz.KeyID]int64
+	revoked       map[authz.KeyID]int64
+	secrets       map[authz.Digest]int64
 	organizations map[authz.OrganizationID]changedOrganization
 	// kept are records that were in memory when the database was put back.
 	kept map[authz.Digest]*cachedKey
@@ -29,35 +32,24 @@ type learned struct {
 	full bool
 }
 
-type learnedKey struct {
-	revision int64
-	// revoked is in Unix seconds, plus one, so that 0 is a key that is not.
-	revoked int64
-}
-
 func newLearned() *learned {
 	return &learned{
-		keys: make(map[authz.KeyID]learnedKey), secrets: make(map[authz.Digest]int64),
+		changed: make(map[authz.KeyID]int64), revoked: make(map[authz.KeyID]int64), secrets: make(map[authz.Digest]int64),
 		organizations: make(map[authz.OrganizationID]changedOrganization),
 	}
 }
 
-func (l *learned) size() int { return len(l.keys) + len(l.secrets) + len(l.organizations) }
-
 func (l *learned) learn(keys []changedKey, organizations []changedOrganization) {
 	for i := range keys {
 		k := &keys[i]
-		was := l.keys[k.id]
-		now := learnedKey{revision: max(was.revision, k.revision), revoked: was.revoked}
-		if k.keyRevoked.Valid && now.revoked == 0 {
-			now.revoked = k.keyRevoked.Int64 + 1
+		if _, known := l.revoked[k.id]; k.keyRevoked.Valid && !known && l.room() {
+			l.revoked[k.id] = k.keyRevoked.Int64
 		}
-		if !l.room(now.revoked != 0) {
-			continue
-		}
-		l.keys[k.id] = now
-		if k.secretRevoked.Valid {
+		if _, known := l.secrets[k.digest]; k.secretRevoked.Valid && !known && l.room() {
 			l.secrets[k.digest] = k.secretRevoked.Int64
+		}
+		if was := l.changed[k.id]; was != 0 || len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
+			l.changed[k.id] = max(was, k.revision)
 		}
 	}
 	for _, o := range organizations {
@@ -65,6 +57,19 @@ func (l *learned) learn(keys []changedKey, organizations []changedOrganization) 
 			l.organizations[o.id] = o
 		}
 	}
+}
+
+// room makes place for a revocation, or tells that there is none.
+func (l *learned) room() bool {
+	if len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
+		return true
+	}
+	for id := range l.changed {
+		delete(l.changed, id)
+		return true
+	}
+	l.full = true
+	return false
 }
 
 // see learns of a revocation that was read.
@@ -80,21 +85,6 @@ func (l *learned) see(d authz.Digest, e *cachedKey) {
 
 func unixOf(t time.Time) sql.NullInt64 { return sql.NullInt64{Int64: t.Unix(), Valid: !t.IsZero()} }
 
-// room makes place for a key, or tells that there is none.
-func (l *learned) room(revoked bool) bool {
-	if l.size() < maxLearned {
-		return true
-	}
-	for id, k := range l.keys {
-		if k.revoked == 0 {
-			delete(l.keys, id)
-			return true
-		}
-	}
-	l.full = l.full || revoked
-	return false
-}
-
 // keep remembers the records that are in memory when the database is put back.
 func (l *learned) keep(d authz.Digest, e *cachedKey) {
 	if l.kept == nil {
@@ -108,7 +98,7 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 	if e.key == nil {
 		return e
 	}
-	known := l.keys[e.key.ID]
+	keyRevoked, revoked := l.revoked[e.key.ID]
 	key, secret := e.key, e.secret
 	secretRevoked, ended := l.secrets[d]
 	if kept := l.kept[d]; kept != nil && kept.key.Revision > key.Revision {
@@ -119,13 +109,13 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 		}
 	} else {
 		delete(l.kept, d)
-		if known.revision > key.Revision && known.revoked == 0 && !ended {
+		if l.changed[key.ID] > key.Revision && !revoked && !ended {
 			return &cachedKey{organization: e.organization, bad: errPutBack, asOf: e.asOf}
 		}
 	}
-	if known.revoked != 0 && key.RevokedAt.IsZero() {
+	if revoked && key.RevokedAt.IsZero() {
 		key = copyKey(key)
-		key.RevokedAt = time.Unix(known.revoked-1, 0).UTC()
+		key.RevokedAt = time.Unix(keyRevoked, 0).UTC()
 	}
 	if ended && secret.RevokedAt.IsZero() {
 		secret = &authz.KeySecret{
