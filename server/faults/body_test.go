@@ -91,7 +91,7 @@ func flaws() []flaw {
 // memory: whoever took one of them for a question would have to look it up.
 func spoiltBodies(t *trial) {
 	s := newSite(t)
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any seed will do
+	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 21))
 	s.note("seed %d", seed)
 	flawed, mutated := s.addKeys(1, plenty())[0], s.addKeys(1, plenty())[0]
@@ -134,7 +134,7 @@ func spoiltBodies(t *trial) {
 		}
 	}
 	t.exact(len(outcomes) > 5, "mutated bodies: %v", outcomes)
-	t.exact(s.ask(r, flawed).allow, "the key is allowed when it is asked for well")
+	s.eventually("the key is allowed when it is asked for well", func() bool { return s.ask(r, flawed).allow })
 }
 
 // judgeNoCall states that nothing was looked up or charged: by the replica's own count,

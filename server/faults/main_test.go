@@ -157,7 +157,9 @@ func (t *trial) state(kept, judged bool, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.figures = append(t.figures, figure{text, kept})
+	if f := (figure{text, kept}); !slices.Contains(t.figures, f) { // what holds of each replica is told once
+		t.figures = append(t.figures, f)
+	}
 	switch {
 	case kept:
 		t.Log(text)

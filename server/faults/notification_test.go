@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"slices"
@@ -39,7 +40,8 @@ func (s *site) postgresChild(pid int) bool {
 	if err != nil {
 		return false
 	}
-	fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+	// pid (name, which may hold anything) state parent …
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
 	return len(fields) > 1 && fields[1] == strconv.Itoa(s.postgres.PID())
 }
 

@@ -38,15 +38,18 @@ type limitedKey struct {
 // standard is the shipped plan's limit.
 func standard() authz.Rate { return authz.Rate{Rate: 100, Period: time.Minute, Burst: 100} }
 
-// addLimited stores keys of the plan, and of a larger limit of their own: of each one
-// to exhaust and one to leave fresh.
+// addLimited stores keys of the plan, and in the full form of a larger limit of their
+// own: of each one to exhaust and one to leave fresh.
 func (s *site) addLimited() []limitedKey {
 	s.Helper()
-	larger := authz.Rate{Rate: 300, Period: time.Minute, Burst: 300}
-	plan, own := s.addKeys(2, nil), s.addKeys(2, &larger)
-	return []limitedKey{
-		{plan[0], standard(), true}, {own[0], larger, true}, {plan[1], standard(), false}, {own[1], larger, false},
+	plan := s.addKeys(2, nil)
+	keys := []limitedKey{{plan[0], standard(), true}, {plan[1], standard(), false}}
+	if s.full {
+		larger := authz.Rate{Rate: 300, Period: time.Minute, Burst: 300}
+		own := s.addKeys(2, &larger)
+		keys = append(keys, limitedKey{own[0], larger, true}, limitedKey{own[1], larger, false})
 	}
+	return keys
 }
 
 func keysOf(limited []limitedKey) []*key {
@@ -175,7 +178,7 @@ func (s *site) outageUnderAttack(f redisFault, lasts time.Duration, replicas []*
 	steady := s.startLoad(plan{to: replicas, keys: known, rate: either(s.trial, 300, 40), connections: 24})
 	attacking := plan{to: replicas, keys: known, rate: either(s.trial, 800, 200), connections: 24}
 	calm := s.startLoad(attacking) // so that the machine has as much to do before as in the outage
-	pause(either(s.trial, 1500*time.Millisecond, 200*time.Millisecond))
+	pause(either(s.trial, 1500*time.Millisecond, 300*time.Millisecond))
 	o.began = time.Now()
 	f.begin()
 	s.note("%s began", f.name)

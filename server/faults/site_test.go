@@ -48,6 +48,7 @@ type site struct {
 	mu sync.Mutex
 	// secrets are all that were ever made here: none may be in a log.
 	secrets []authz.Secret
+	wrong   wrongAllows
 	// answers are those of all loads that have ended.
 	answers answers
 }
@@ -56,7 +57,7 @@ type site struct {
 // looked at and what was answered is judged: see inspect.
 func newSite(t *trial) *site {
 	t.Helper()
-	s := &site{trial: t, clients: make(map[*replica]*admin.Client), began: time.Now(), stalls: watchStalls()}
+	s := &site{trial: t, clients: make(map[*replica]*admin.Client), wrong: make(wrongAllows), began: time.Now(), stalls: watchStalls()}
 	var err error
 	if s.dir, err = os.MkdirTemp("", "keystile-faults-"); err == nil {
 		err = os.Chmod(s.dir, 0o711) // Postgres does not run as root: its user must be able to pass through

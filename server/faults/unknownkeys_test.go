@@ -46,8 +46,8 @@ func unknownKeys(t *trial) {
 	s.judgeUnknown(found)
 }
 
-// floodConnections are all in flight: as many as one statement carries.
-const floodConnections = 256
+// floodConnections are how many unknown keys are in flight.
+const floodConnections = 64
 
 // watchStatements finds out how many statements in one second look keys up, at most,
 // until stop.

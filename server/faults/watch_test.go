@@ -62,20 +62,35 @@ func (w *stallWatch) stop() []standstill {
 	return w.stalls
 }
 
-// judgeAllow holds each single answer to what is known of its key: a wrong allow ends
-// no row, but breaks it.
+// wrongAllows are answers that must never be given, by what is wrong with them.
+type wrongAllows map[string]struct {
+	count int
+	worst time.Duration
+}
+
+// judgeAllow holds each single answer to what is known of its key. It is told at the end
+// of the row, and breaks it. Safe for concurrent use.
 func (s *site) judgeAllow(a *answer) {
-	denied := a.key.denied.Load()
-	switch {
-	case !a.allow:
+	if !a.allow {
 		return
-	case a.code != "allowed" || a.status != 200:
-		s.exact(false, "WRONG ALLOW: an answer that allows says %s", a.outcome())
-	case !a.key.stored:
-		s.exact(false, "WRONG ALLOW of a key that nobody has stored")
-	case denied != nil && a.sent.After(*denied):
-		s.exact(false, "WRONG ALLOW, %v after the key had to be denied everywhere", a.sent.Sub(*denied))
 	}
+	denied := a.key.denied.Load()
+	wrong, by := "", time.Duration(0)
+	switch {
+	case a.code != "allowed" || a.status != 200:
+		wrong = "the answer says " + a.outcome()
+	case !a.key.stored:
+		wrong = "nobody has stored the key"
+	case denied != nil && a.sent.After(*denied):
+		wrong, by = "the key had to be denied everywhere", a.sent.Sub(*denied)
+	default:
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.wrong[wrong]
+	w.count, w.worst = w.count+1, max(w.worst, by)
+	s.wrong[wrong] = w
 }
 
 // inspect is the end of a row: what is promised in every one.
@@ -83,8 +98,11 @@ func (s *site) inspect() {
 	s.Helper()
 	s.note("everything has ended")
 	s.mu.Lock()
-	all := slices.Clone(s.answers)
+	all, wrong := slices.Clone(s.answers), maps.Clone(s.wrong)
 	s.mu.Unlock()
+	for _, why := range slices.Sorted(maps.Keys(wrong)) {
+		s.exact(false, "WRONG ALLOW: %d, the worst %s late: %s", wrong[why].count, ms(wrong[why].worst), why)
+	}
 	slices.SortFunc(all, func(a, b *answer) int { return a.due.Compare(b.due) })
 	s.judgeTimes(all.where(func(a *answer) bool { return a.err == nil }))
 	for _, r := range s.replicas {
