@@ -32,7 +32,7 @@ test: test-go test-policies test-e2e verify lint ## everything that a change mus
 
 .PHONY: test-go
 test-go: install-test ## test the packages, with the race detector, on real servers
-	$(step) test-go $(race) $$(go list ./... | grep -vx '$(root)')
+	$(step) test-go $(race) $$(go list ./... | grep -vxE '$(root)|$(root)/server/faults')
 
 .PHONY: test-e2e
 test-e2e: install-test ## test the whole program, over HTTP and from its command line

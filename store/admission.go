@@ -52,6 +52,9 @@ func (s *Store) admit(ctx context.Context) error {
 	if kind != s.deployment {
 		return &DeploymentError{Database: kind, Configured: s.deployment}
 	}
+	if err := s.check.PingContext(soon); err != nil { // so that the first look-up need not connect
+		return translate("connect to Postgres", err)
+	}
 	return s.checkPeppers(ctx) // may have to look through all secrets
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
@@ -145,20 +147,26 @@ func (t callerTable) mergeOlder(known *callerTable) {
 	if known == nil {
 		return
 	}
-	for d, was := range *known {
-		is := t[d]
-		if is == nil {
-			continue
+	revoked := make(map[authz.CallerID]time.Time)
+	for _, was := range *known {
+		if !was.RevokedAt.IsZero() {
+			revoked[was.ID] = was.RevokedAt // whatever digest its tokens have by now
 		}
-		if is.Revision < was.Revision {
-			t[d] = was
-			continue
+	}
+	for d, is := range t {
+		if was := (*known)[d]; was != nil {
+			if is.TokenRevokedAt.IsZero() {
+				is.TokenRevokedAt = was.TokenRevokedAt
+			}
+			if is.Revision < was.Revision {
+				is.Disabled = is.Disabled || was.Disabled
+				is.TokenExpiresAt = earlier(is.TokenExpiresAt, was.TokenExpiresAt)
+				is.Environments = slices.DeleteFunc(is.Environments, func(e authz.Environment) bool { return !slices.Contains(was.Environments, e) })
+				is.Permissions = slices.DeleteFunc(is.Permissions, func(p authz.Permission) bool { return !slices.Contains(was.Permissions, p) })
+			}
 		}
 		if is.RevokedAt.IsZero() {
-			is.RevokedAt = was.RevokedAt
-		}
-		if is.TokenRevokedAt.IsZero() {
-			is.TokenRevokedAt = was.TokenRevokedAt
+			is.RevokedAt = revoked[is.ID]
 		}
 	}
 }

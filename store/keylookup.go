@@ -89,7 +89,7 @@ type keyRow struct {
 // lookup reads the keys that have these digests. The result has an entry for every
 // digest; one without a key is an unknown digest.
 func lookup(
-	ctx context.Context, db *sqlx.DB, digests []authz.Digest, o organizationReader,
+	ctx context.Context, db *sqlx.Conn, digests []authz.Digest, o organizationReader,
 ) (map[authz.Digest]*cachedKey, error) {
 	arg := make(pq.ByteaArray, len(digests))
 	for i := range digests {

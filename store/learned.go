@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -72,9 +73,15 @@ func (l *learned) room() bool {
 	return false
 }
 
-// see learns of a revocation that was read.
+// see learns of a revocation or suspension that was read.
 func (l *learned) see(d authz.Digest, e *cachedKey) {
-	if e.key == nil || e.key.RevokedAt.IsZero() && e.secret.RevokedAt.IsZero() {
+	if e.key == nil {
+		return
+	}
+	if o := e.key.Organization; o.Suspended {
+		l.learn(nil, []changedOrganization{{o.ID, o.Revision, true}})
+	}
+	if e.key.RevokedAt.IsZero() && e.secret.RevokedAt.IsZero() {
 		return
 	}
 	l.learn([]changedKey{{
@@ -102,14 +109,11 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 	key, secret := e.key, e.secret
 	secretRevoked, ended := l.secrets[d]
 	if kept := l.kept[d]; kept != nil && kept.key.Revision > key.Revision {
-		key, secret = kept.key, kept.secret
-		if e.key.Organization.Revision > key.Organization.Revision {
-			key = copyKey(key)
-			key.Organization = e.key.Organization
-		}
+		key, secret = narrower(kept.key, e.key), narrowerSecret(kept.secret, e.secret)
 	} else {
 		delete(l.kept, d)
-		if l.changed[key.ID] > key.Revision && !revoked && !ended {
+		gone := revoked || ended || !key.RevokedAt.IsZero() || !secret.RevokedAt.IsZero()
+		if l.changed[key.ID] > key.Revision && !gone {
 			return &cachedKey{organization: e.organization, bad: errPutBack, asOf: e.asOf}
 		}
 	}
@@ -118,21 +122,67 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 		key.RevokedAt = time.Unix(keyRevoked, 0).UTC()
 	}
 	if ended && secret.RevokedAt.IsZero() {
-		secret = &authz.KeySecret{
-			ID: secret.ID, Hint: secret.Hint, PepperID: secret.PepperID, CreatedAt: secret.CreatedAt,
-			ExpiresAt: secret.ExpiresAt, RevokedAt: time.Unix(secretRevoked, 0).UTC(),
-		}
+		secret = copySecret(secret)
+		secret.RevokedAt = time.Unix(secretRevoked, 0).UTC()
 	}
 	if o := l.organizations[key.Organization.ID]; o.suspended && o.revision > key.Organization.Revision {
 		key = copyKey(key)
-		organization := *key.Organization
-		organization.Suspended = true
-		key.Organization = &organization
+		key.Organization = suspended(key.Organization)
 	}
 	if key == e.key && secret == e.secret {
 		return e
 	}
 	return &cachedKey{key: key, secret: secret, organization: e.organization, asOf: e.asOf}
+}
+
+// narrower is the record that was kept, without anything that the database's takes away:
+// their revisions are of two pasts, and do not say which of them is later.
+func narrower(kept, stored *authz.Key) *authz.Key {
+	k := copyKey(kept)
+	if k.RevokedAt.IsZero() {
+		k.RevokedAt = stored.RevokedAt
+	}
+	k.ExpiresAt = earlier(k.ExpiresAt, stored.ExpiresAt)
+	k.Disabled, k.Restricted = k.Disabled || stored.Disabled, k.Restricted || stored.Restricted
+	k.Scopes = slices.DeleteFunc(slices.Clone(k.Scopes), func(s authz.Scope) bool { return !slices.Contains(stored.Scopes, s) })
+	either := k.Organization.Suspended || stored.Organization.Suspended
+	if stored.Organization.Revision > k.Organization.Revision {
+		k.Organization = stored.Organization
+	}
+	if either {
+		k.Organization = suspended(k.Organization)
+	}
+	return k
+}
+
+func narrowerSecret(kept, stored *authz.KeySecret) *authz.KeySecret {
+	s := copySecret(kept)
+	if s.RevokedAt.IsZero() {
+		s.RevokedAt = stored.RevokedAt
+	}
+	s.ExpiresAt = earlier(s.ExpiresAt, stored.ExpiresAt)
+	return s
+}
+
+// earlier is the earlier of two ends, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func suspended(o *authz.Organization) *authz.Organization {
+	same := *o
+	same.Suspended = true
+	return &same
+}
+
+// copySecret copies a record without what its user remembers there.
+func copySecret(s *authz.KeySecret) *authz.KeySecret {
+	return &authz.KeySecret{
+		ID: s.ID, Hint: s.Hint, PepperID: s.PepperID, CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, RevokedAt: s.RevokedAt,
+	}
 }
 
 // copyKey copies a record without its memos.

@@ -58,8 +58,9 @@ type waiter struct {
 	ready chan struct{}
 	entry *cachedKey
 	err   error
-	// askers counts those who still wait, guarded by lookups.mu.
+	// askers counts those who still wait, guarded by lookups.mu; line is where it stood.
 	askers int
+	line   *line
 }
 
 func newLookups(from source, cache *keyCache, budget time.Duration) *lookups {
@@ -148,7 +149,9 @@ func (l *lookups) leave(waiters []*waiter) {
 
 func (l *lookups) leaveLocked(waiters []*waiter) {
 	for _, w := range waiters {
-		w.askers--
+		if w.askers--; w.askers == 0 {
+			w.line.left++
+		}
 	}
 }
 
@@ -210,10 +213,8 @@ func (l *lookups) serve(batch []authz.Digest) {
 }
 
 func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), l.budget)
-	defer cancel()
 	l.statements.Add(1)
-	return l.source.lookup(ctx, batch, l.cache.organizations)
+	return l.source.lookup(context.Background(), batch, l.cache.organizations)
 }
 
 func (l *lookups) answer(d authz.Digest, e *cachedKey, err error) {

@@ -17,7 +17,11 @@ type lookupQueue struct {
 }
 
 // line is what waits of one caller, the first first.
-type line struct{ digests []authz.Digest }
+type line struct {
+	digests []authz.Digest
+	// left is about how many of them nobody waits for any more.
+	left int
+}
 
 func newLookupQueue() lookupQueue {
 	return lookupQueue{waiting: make(map[authz.Digest]*waiter), lines: make(map[authz.CallerID]*line)}
@@ -37,7 +41,7 @@ func (q *lookupQueue) add(caller authz.CallerID, d authz.Digest) (*waiter, error
 		q.lines[caller] = l
 		q.turns = append(q.turns, caller)
 	}
-	if len(l.digests) >= maxCallerWaiting {
+	if len(l.digests) >= maxCallerWaiting && l.left >= maxCallerWaiting/8 {
 		q.tidy(l)
 	}
 	switch {
@@ -46,7 +50,7 @@ func (q *lookupQueue) add(caller authz.CallerID, d authz.Digest) (*waiter, error
 	case len(q.waiting) >= maxLookupWaiting:
 		return nil, authz.Unavailable("look up a key", errLookupFull)
 	}
-	w := &waiter{ready: make(chan struct{})}
+	w := &waiter{ready: make(chan struct{}), line: l}
 	q.waiting[d] = w
 	l.digests = append(l.digests, d)
 	return w, nil
@@ -62,7 +66,7 @@ func (q *lookupQueue) tidy(l *line) {
 			delete(q.waiting, d)
 		}
 	}
-	l.digests = kept
+	l.digests, l.left = kept, 0
 }
 
 // take takes up to n digests out, one of each caller in turn.
@@ -94,6 +98,7 @@ func (q *lookupQueue) first(l *line) (authz.Digest, *waiter) {
 		if w.askers > 0 {
 			return d, w
 		}
+		l.left--
 	}
 	return authz.Digest{}, nil
 }

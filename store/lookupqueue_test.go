@@ -59,6 +59,7 @@ func TestLookupQueue_WhoeverLeftIsNotReadFor(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	q.lines[caller].left = maxCallerWaiting
 	w, err := q.add(caller, digestOf(-1)) // tidies the line, which was full
 	if err != nil {
 		t.Fatal(err)

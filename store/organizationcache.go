@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"weak"
@@ -74,6 +75,11 @@ func (c *organizationCache) changed(id authz.OrganizationID, n int64) {
 func (c *organizationCache) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, w := range c.states {
+		if s := w.Value(); s != nil {
+			s.floor.Store(math.MaxInt64) // a look-up under way may hold it: it is read again
+		}
+	}
 	clear(c.states)
 }
 

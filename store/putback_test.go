@@ -215,3 +215,47 @@ func synchronize(t *testing.T, s *store.Store) {
 		t.Fatal(err)
 	}
 }
+
+// A key is revoked after the restore and before a replica has noticed it. The revocation's
+// number is below that of a harmless change which the replica knows of another past.
+func TestSynchronize_WhatIsRevokedBeforeARestoreIsNoticedStaysSo(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	s := storetest.Open(t, at, peppers)
+	revoked, suspended := add(t, s), add(t, s)
+	caller := newCaller(t, s)
+	synchronize(t, s)
+	put := copyOf(t, at)
+	for range 5 {
+		write(t, s, func(context.Context, *store.Change) error { return nil })
+	}
+	write(t, s, func(ctx context.Context, c *store.Change) error {
+		return errors.Join(
+			c.DisableKey(ctx, revoked.key.Organization.ID, revoked.key.ID, false),
+			c.DisableKey(ctx, suspended.key.Organization.ID, suspended.key.ID, false),
+			c.SuspendOrganization(ctx, suspended.key.Organization.ID, false),
+		)
+	})
+	synchronize(t, s)
+	find(t, s, revoked.secret)
+	find(t, s, suspended.secret)
+	s.StopFollowing()
+	put()
+	other := storetest.Open(t, at, peppers)
+	n := write(t, other, func(ctx context.Context, c *store.Change) error {
+		return errors.Join(
+			c.RevokeKey(ctx, revoked.key.Organization.ID, revoked.key.ID), c.RevokeCaller(ctx, caller.id),
+			c.SuspendOrganization(ctx, suspended.key.Organization.ID, true),
+		)
+	})
+	synchronize(t, s)
+	synchronize(t, s)
+	if f := find(t, s, revoked.secret); f.Key.RevokedAt.IsZero() {
+		t.Errorf("a key that was revoked at %d is served: %+v", n, f.Key)
+	}
+	if f := find(t, s, suspended.secret); !f.Key.Organization.Suspended {
+		t.Errorf("an organization that was suspended at %d is served: %+v", n, f.Key.Organization)
+	}
+	if c, err := s.FindCaller(t.Context(), caller.token.Hash()); err != nil || c.RevokedAt.IsZero() {
+		t.Errorf("a caller that was revoked at %d is recognized: %+v, %v", n, c, err)
+	}
+}

@@ -54,7 +54,9 @@ type replica struct {
 	// beaten and swept are when a heartbeat and a sweep last succeeded, on the clock's
 	// elapsed time. covered is when a heartbeat last did, or was not needed.
 	beaten, swept, covered time.Duration
-	failing                bool
+	// unsure is until when fewer replicas may be seen than there are.
+	unsure  time.Duration
+	failing bool
 }
 
 func newReplica() replica {
@@ -149,7 +151,7 @@ func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
 			-- A revision counts as applied when it is the one of this database: after a restore
 			-- the same number may have been another's.
 			SELECT p.id, p.name, p.started_at, p.heartbeat_at, p.stale_max_ms, p.applied_revision,
-				COALESCE(m.mark = p.applied_mark, false) AS current
+				COALESCE(m.mark = p.applied_mark, p.applied_mark IS NULL) AS current
 			FROM replicas p LEFT JOIN revision_marks m ON m.n = p.applied_revision WHERE `+counting+`
 		) x ON true ORDER BY x.started_at, x.id`, heartbeatGrace.Milliseconds())
 	return rows, translate("read the replicas", err)

@@ -414,6 +414,8 @@ func (*simulatedSource) formats(context.Context) (*[]authz.ForeignFormat, error)
 func (s *simulatedSource) lookup(
 	ctx context.Context, digests []authz.Digest, organizations organizationReader,
 ) (map[authz.Digest]*cachedKey, error) {
+	ctx, cancel := context.WithTimeout(ctx, DefaultLookupBudget)
+	defer cancel()
 	state, _, err := s.read(ctx, s.looking)
 	if err != nil {
 		return nil, err

@@ -70,7 +70,11 @@ type changedOrganization struct {
 }
 
 // postgres is the source of a replica that serves.
-type postgres struct{ check, changing *sqlx.DB }
+type postgres struct {
+	check, changing *sqlx.DB
+	// budget bounds one look-up.
+	budget time.Duration
+}
 
 var _ source = postgres{}
 
@@ -207,7 +211,23 @@ func (p postgres) formats(ctx context.Context) (*[]authz.ForeignFormat, error) {
 func (p postgres) lookup(
 	ctx context.Context, digests []authz.Digest, o organizationReader,
 ) (map[authz.Digest]*cachedKey, error) {
-	return lookup(ctx, p.check, digests, o)
+	conn, err := p.checkConnection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }() // back to the pool
+	ctx, cancel := context.WithTimeout(ctx, p.budget)
+	defer cancel()
+	return lookup(ctx, conn, digests, o)
+}
+
+// checkConnection takes a connection of the check pool. Making one may take longer than a
+// look-up may: who waits for the look-up gives it up in time, and the next has it.
+func (p postgres) checkConnection(ctx context.Context) (*sqlx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+	defer cancel()
+	conn, err := p.check.Connx(ctx)
+	return conn, translate("connect to Postgres", err)
 }
 
 // nextRevision takes the next revision; its row lock is held to the commit. A trigger

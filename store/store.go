@@ -159,7 +159,7 @@ func (s *Store) connect(o Options) (err error) {
 	if o.LookupBudget == 0 {
 		o.LookupBudget = DefaultLookupBudget
 	}
-	if s.check, err = s.url.pool(checkPoolSize, o.LookupBudget, true); err != nil {
+	if s.check, err = s.url.checkPool(o.LookupBudget); err != nil {
 		return err
 	}
 	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true); err != nil {
@@ -168,7 +168,7 @@ func (s *Store) connect(o Options) (err error) {
 	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
 		return err
 	}
-	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
+	s.follows(postgres{s.check, s.changes, o.LookupBudget}, o.LookupBudget)
 	return nil
 }
 

@@ -79,7 +79,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	s.clock.learn(set.now, before, after)
 	s.applied.Store(set.n)
 	s.appliedMark = set.mark
-	s.live.Store(int64(set.live))
+	s.countLive(int64(set.live))
 	s.contact.Store(int64(min(before, covered))) // what was read is as old as the question
 	if s.lost.Swap(false) {
 		s.log.Warn("Postgres answers again")
@@ -112,6 +112,19 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
 		slog.Bool("all_remembered", complete))
 	return set, s.readTables(ctx, true, true)
+}
+
+// countLive notes how many replicas there are. While heartbeats fail, or have only just
+// come back, fewer are seen than there are, and each would take too large a share.
+func (s *Store) countLive(seen int64) {
+	r, now := &s.replica, s.clock.elapsed()
+	if r.failing || now-r.beaten > liveFor {
+		r.unsure = now + 2*liveFor
+	}
+	if now < r.unsure {
+		seen = max(seen, s.live.Load())
+	}
+	s.live.Store(seen)
 }
 
 // wakeUp makes the follower synchronize at once.

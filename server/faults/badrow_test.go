@@ -25,7 +25,9 @@ type badRow struct {
 	whole bool
 }
 
-func ofKey(set string) string { return `UPDATE api_keys SET ` + set + `, revision = :n WHERE id = :key` }
+func ofKey(set string) string {
+	return `UPDATE api_keys SET ` + set + `, revision = :n WHERE id = :key`
+}
 
 func ofOrganization(set string) string {
 	return `UPDATE organizations SET ` + set + `, revision = :n WHERE id = :org`

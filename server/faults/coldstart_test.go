@@ -125,7 +125,7 @@ func (s *site) judgeReads(keys []*key, lookups [][]string, statements float64, u
 // droppingClients has many clients ask for keys that are not in memory and leave after
 // a millisecond.
 func droppingClients(t *trial) {
-	waves, size := either(t, 5, 2), either(t, 1000, 200)
+	waves, size := either(t, 5, 2), either(t, 1000, 400)
 	s := newSite(t)
 	known := s.addKeys(20, plenty())
 	unheard := s.unheard(waves * size)

@@ -54,8 +54,11 @@ func badPolicies() []badPolicy {
 			"keystile/admin/admin.rego": "package keystile.admin\n\nverdict := true\n", "keystile/admin/admin_test.rego": "",
 		}, `data\.keystile\.admin\.decision`},
 		{"data", policyFiles{"keystile/catalog/data.yaml": "scopes: [\n"}, `keystile/catalog/data\.yaml: .*line [12]`},
-		{"tests that do not compile", policyFiles{"keystile/rules/bad/bad_test.rego": "package keystile.rules.bad_test\n\ntest_x if nowhere\n"},
-			`keystile/rules/bad/bad_test\.rego:3: `},
+		{
+			"tests that do not compile",
+			policyFiles{"keystile/rules/bad/bad_test.rego": "package keystile.rules.bad_test\n\ntest_x if nowhere\n"},
+			`keystile/rules/bad/bad_test\.rego:3: `,
+		},
 	}
 }
 
@@ -110,8 +113,8 @@ func (s *site) kinds(on *replica) map[*key]string {
 	return map[*key]string{
 		create(nil): "allowed", at("/api/v1/tickets/42"): "allowed", at("/api/v1/tickets/../x"): "ambiguous_path",
 		at("/api/v1/nowhere"): "unknown_route", at("/api/v1/customers"): "insufficient_scope",
-		create(func(k *admin.KeyCreate) { k.Scopes = []string{"customers:read"} }):            "insufficient_scope",
-		create(func(k *admin.KeyCreate) { k.Environment = admin.Test }):                       "environment_mismatch",
+		create(func(k *admin.KeyCreate) { k.Scopes = []string{"customers:read"} }):           "insufficient_scope",
+		create(func(k *admin.KeyCreate) { k.Environment = admin.Test }):                      "environment_mismatch",
 		create(func(k *admin.KeyCreate) { k.AllowedCidrs = &admin.CIDRs{"203.0.113.0/24"} }): "ip_not_allowed",
 		revoked: "key_revoked", disabled: "key_disabled", suspended: "organization_suspended",
 		s.makeKeys(1)[0]: "key_unknown", malformed: "key_malformed",

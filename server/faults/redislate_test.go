@@ -3,7 +3,9 @@ package faults
 import (
 	"math"
 	"net/url"
+	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -68,12 +70,12 @@ func (s *site) lateUnderLoad(r *replica, keys []*key, known *key, f redisFault) 
 	s.timed(len(during) > 0 && during.percentile(.99) <= lateAnswer, "%s: p99 of %d checks %s, max %s (≤ 100 ms); before p99 %s",
 		f.name, len(during), ms(during.percentile(.99)), ms(during.percentile(1)), ms(calm.percentile(.99)))
 	s.timed(len(all.except("allowed")) == 0, "%s: %v", f.name, all)
-	s.judgeLateCharges(f.name, keys, all, before)
+	s.judgeLateCharges(r, f.name, keys, all, before)
 }
 
 // judgeLateCharges compares what buckets say with what was admitted: all of it, when what
 // was admitted without Redis has been settled.
-func (s *site) judgeLateCharges(name string, keys []*key, all answers, before int) {
+func (s *site) judgeLateCharges(r *replica, name string, keys []*key, all answers, before int) {
 	s.Helper()
 	local := all.where(func(a *answer) bool { return a.mode == "local" }).allowed()
 	var used int
@@ -81,9 +83,14 @@ func (s *site) judgeLateCharges(name string, keys []*key, all answers, before in
 		used = s.used(keys) - before
 		return used >= all.allowed()
 	})
-	tooMuch := used - all.allowed()
-	s.exact(tooMuch >= 0 && tooMuch <= redisPool, "%s: charged too much %d (≤ %d): the buckets say %d, of %d admitted, %d of them without Redis",
-		name, tooMuch, redisPool, used, all.allowed(), local)
+	s.exact(used >= all.allowed(), "%s: the buckets say %d, of %d admitted, %d of them without Redis", name, used, all.allowed(), local)
+	raw, err := os.ReadFile(r.log)
+	if err != nil {
+		s.Fatal(err)
+	}
+	// On a busy machine there are more outages than the row's one, each with its own.
+	s.timed(used-all.allowed() <= redisPool, "%s: charged too much %d (≤ %d), in %d outages", name, used-all.allowed(), redisPool,
+		strings.Count(string(raw), "Redis does not answer"))
 	s.timed(local > 0, "%s: admitted without Redis %d", name, local)
 }
 

@@ -77,7 +77,11 @@ type replica struct {
 // startReplica returns when the replica is ready. It ends with the site: see drain.
 func (s *site) startReplica(env map[string]string) *replica {
 	s.Helper()
-	program, err := built.path()
+	build := s.program
+	if build == nil {
+		build = built.path
+	}
+	program, err := build()
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -20,6 +20,8 @@ func rows() []row {
 		{13, "a bad row already stored", "only that organization is denied; the service starts", badRowStored},
 		{14, "endless policy", "denied ≤ 25 ms over budget; at most one abandoned evaluation at a time; what caused it is denied unevaluated; after two the cause is held back and other organizations' p99 ≤ 2 ×; never an automatic step back", endlessPolicy},
 		{15, "replica kill −9", "others 0 errors; usage lost ≤ 1 s of that replica; none twice", replicaKilled},
+		{16, "replica clock ± 1 h", "revocation and limits unchanged", replicaClock},
+		{17, "database disk full", "as 1; usage buffer bounded; drops counted exactly", diskFull},
 		{18, "5,000 connections at once", "p99 of existing ≤ 3 ×; memory ≤ +200 MB", manyConnections},
 		{19, "500 slow headers", "all closed ≤ 5 s; checks unaffected", slowHeaders},
 		{20, "10 MB body", "413; ≤ 1 MB allocated", hugeBodies},

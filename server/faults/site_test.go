@@ -44,6 +44,8 @@ type site struct {
 	seeding      *store.Store // open until the first replica starts
 	began        time.Time
 	stalls       *stallWatch
+	// program builds what replicas run; nil is the program as it is.
+	program func() (path string, err error)
 
 	mu sync.Mutex
 	// secrets are all that were ever made here: none may be in a log.

@@ -75,7 +75,8 @@ func (s *site) judgeAllow(a *answer) {
 		return
 	}
 	denied := a.key.denied.Load()
-	wrong, by := "", time.Duration(0)
+	var wrong string
+	var by time.Duration
 	switch {
 	case a.code != "allowed" || a.status != 200:
 		wrong = "the answer says " + a.outcome()

@@ -1,0 +1,231 @@
+package faults
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/supportstation/keystile/sdk/admin"
+)
+
+// diskSize is that of the disk which Postgres' data is moved to: the data of a fresh
+// database, and its write-ahead log.
+const diskSize = 256 << 20
+
+// smallDisk moves Postgres' data to a disk of its own. fill fills that to the last byte,
+// as often as it is called; clear empties it again.
+func (s *site) smallDisk() (fill, clearUp func()) {
+	s.Helper()
+	at, aside := filepath.Join(s.dir, "postgres"), filepath.Join(s.dir, "postgres-aside")
+	if err := s.postgres.Stop(s.Context()); err != nil {
+		s.Fatal(err)
+	}
+	err := errors.Join(os.Rename(at, aside), os.Mkdir(at, 0o711))
+	if err == nil {
+		err = syscall.Mount("keystile-faults", at, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0711", diskSize))
+	}
+	if err != nil {
+		s.Fatalf("a small disk needs root, and mount: %v", err)
+	}
+	// After replicas have ended, and whatever becomes of the row.
+	s.Cleanup(func() {
+		_ = s.postgres.Stop(s.Context())
+		// The last of Postgres' processes may end a little after the first.
+		if !within(5*time.Second, func() bool { return syscall.Unmount(at, 0) == nil }) {
+			s.Errorf("%s is still in use; it is unmounted when it is not: %v", at, syscall.Unmount(at, syscall.MNT_DETACH))
+		}
+	})
+	if err := os.CopyFS(filepath.Join(at, "data"), os.DirFS(filepath.Join(aside, "data"))); err != nil {
+		s.Fatal(err)
+	}
+	s.giveLike(filepath.Join(at, "data"), filepath.Join(aside, "data"))
+	if err := os.Chmod(filepath.Join(at, "data"), 0o700); err != nil {
+		s.Fatal(err)
+	}
+	s.startPostgres()
+	ballast := filepath.Join(at, "ballast")
+	fill = func() {
+		file, err := os.OpenFile(ballast, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			s.Fatal(err)
+		}
+		defer func() { _ = file.Close() }()
+		for page := make([]byte, 4096); err == nil; {
+			_, err = file.Write(page)
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			s.Fatal(err)
+		}
+	}
+	return fill, func() {
+		if err := os.Remove(ballast); err != nil {
+			s.Fatal(err)
+		}
+	}
+}
+
+// diskFull fills the disk of Postgres under load.
+func diskFull(t *trial) {
+	staleMax := either(t, 4*time.Second, 3*time.Second)
+	s := newSite(t)
+	s.program = altered.path
+	known, unheard := s.addKeys(20, plenty()), s.unheard(60)
+	used := s.addKeys(either(t, 3*fewUses, 2*fewUses), plenty())
+	if err := s.seeding.Close(); err != nil {
+		t.Fatal(err)
+	}
+	fill, clearUp := s.smallDisk()
+	replicas := s.start(3, map[string]string{"KEYSTILE_STALE_MAX": staleMax.String()})
+	s.warm(replicas[:2], known)
+	l := s.startLoad(plan{to: replicas[:2], keys: known, rate: either(t, 300, 40)})
+	pause(either(t, time.Second, 100*time.Millisecond))
+
+	s.note("the disk is full")
+	full := time.Now()
+	filling := s.keepFull(fill)
+	created, refused := s.changesUntilRefused(replicas[0])
+	// Its last uses are this replica's alone: each key is asked for once, there and nowhere else.
+	asked := s.run(plan{to: replicas[2:], keys: used, rate: either(t, 300, 150), connections: 16})
+	misses := s.run(plan{to: replicas[:2], keys: unheard, rate: 50})
+	revoked := known[0]
+	_, err := s.management(replicas[1]).RevokeKey(t.Context(), revoked.id.String())
+	var failed *admin.Error
+	t.exact(errors.As(err, &failed) && failed.Status == 503, "a revocation: %v", err)
+	t.timed(misses.allowed() == len(unheard)/2, "keys not in memory: %v", misses)
+	s.judgeUnknown(misses)
+	pause(time.Until(full.Add(staleMax + either(t, 6*time.Second, time.Second))))
+	code, word := replicas[0].readiness(t)
+	filling()
+	s.note("the disk has room again")
+	clearUp()
+
+	during := l.soFar().where(func(a *answer) bool { return a.sent.After(full) })
+	served := during.where(func(a *answer) bool { return a.allow })
+	t.exact(len(served) > 0 && len(during.except("allowed", "unavailable", "HTTP 503 unavailable", "no answer")) == 0,
+		"known keys: %v; the last allowed %.1f s after the disk was full, stale_max is %v; /readyz then %d %s", during,
+		served[len(served)-1].sent.Sub(full).Seconds(), staleMax, code, word)
+	t.exact(refused == "503 unavailable", "after %d changes that still found room, a change is answered %s", created, refused)
+	s.judgeUses(replicas[2], used, asked) // before that replica is asked for anything else
+	s.judgeRecovery(replicas, revoked, known[1:], created)
+	l.stop()
+}
+
+// keepFull takes whatever room Postgres makes, until stop.
+func (s *site) keepFull(fill func()) (stop func()) {
+	fill()
+	quit := make(chan struct{})
+	var filling sync.WaitGroup
+	filling.Go(func() {
+		tick := time.NewTicker(4 * glance)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+				fill()
+			}
+		}
+	})
+	return sync.OnceFunc(func() {
+		close(quit)
+		filling.Wait()
+	})
+}
+
+// changesUntilRefused makes keys until one is refused: a page that is there has room for some.
+func (s *site) changesUntilRefused(r *replica) (created int, refused string) {
+	s.Helper()
+	const most = 500
+	for ; created < most; created++ {
+		_, err := s.management(r).CreateKey(s.Context(), s.organization.String(), admin.KeyCreate{
+			Name: "full", Environment: admin.Live, Scopes: []string{"tickets:read"},
+		})
+		var e *admin.Error
+		switch {
+		case errors.As(err, &e):
+			return created, fmt.Sprintf("%d %s", e.Status, e.Code)
+		case err != nil:
+			return created, err.Error()
+		}
+	}
+	return created, "done"
+}
+
+// judgeRecovery states that what was refused is not there, and can be done now.
+func (s *site) judgeRecovery(replicas []*replica, revoked *key, known []*key, created int) {
+	s.Helper()
+	s.eventually("all are ready, and known keys are allowed", func() bool {
+		for _, r := range replicas {
+			if _, word := r.readiness(s.trial); word != "ready" {
+				return false
+			}
+		}
+		return len(s.once(replicas, known[0]).except("allowed")) == 0
+	})
+	var stored int
+	s.db(func(db *sqlx.DB) {
+		if err := db.GetContext(s.Context(), &stored, `SELECT count(*) FROM api_keys WHERE name = 'full'`); err != nil {
+			s.Fatal(err)
+		}
+	})
+	s.exact(stored == created, "of the changes %d are stored, and %d were said to be done", stored, created)
+	before := s.once(replicas, revoked)
+	s.exact(len(before.except("allowed")) == 0, "the key whose revocation failed: %v", before)
+	change, err := s.management(replicas[1]).RevokeKey(s.Context(), revoked.id.String())
+	if err != nil {
+		s.exact(false, "with room again, its revocation: %v", err)
+		return
+	}
+	revoked.deniedSince(change.Effective)
+	s.exact(within(patience, func() bool { return s.once(replicas, revoked).allowed() == 0 }), "with room again it is revoked on 3 replicas")
+}
+
+// judgeUses states what became of the uses that could not be written: each key was used
+// once, on one replica.
+func (s *site) judgeUses(r *replica, used []*key, asked answers) {
+	s.Helper()
+	noted := map[*key]bool{}
+	for _, a := range asked.where(func(a *answer) bool { return a.allow }) {
+		noted[a.key] = true
+	}
+	count := func() (stored int) {
+		s.db(func(db *sqlx.DB) {
+			var found []string
+			if err := db.SelectContext(s.Context(), &found, `SELECT key_id::text FROM secret_uses`); err != nil {
+				s.Fatal(err)
+			}
+			ids := map[string]bool{}
+			for _, id := range found {
+				ids[id] = true
+			}
+			for k := range noted {
+				if ids[uuidText(k)] {
+					stored++
+				}
+			}
+		})
+		return stored
+	}
+	dropped := func() int { return int(r.metric(s.trial, "keystile_store_dropped_uses_total")) }
+	told := within(10*time.Second, func() bool { return count()+dropped() >= len(noted) })
+	stored, lost := count(), dropped()
+	s.exact(told && stored+lost == len(noted) && lost > 0 && len(noted) == len(used),
+		"uses of %d keys (of %d) on one replica, with a buffer of %d in place of 100,000: %d stored, %d counted as dropped", len(noted), len(used), fewUses, stored, lost)
+}
+
+// uuidText is a key's id as Postgres writes it.
+func uuidText(k *key) string {
+	value, err := k.id.Value()
+	text, ok := value.(string)
+	if err != nil || !ok {
+		return ""
+	}
+	return text
+}
