@@ -18,7 +18,7 @@ const (
 	// poundBatch is how many checks are sent at once on each connection.
 	poundBatch = 10
 	// poundConnections are few: the load must leave the machine to the replicas.
-	poundConnections = 6
+	poundConnections = 12
 )
 
 // pounding is a load that asks for one key at a rate, from few connections; of answers

@@ -184,7 +184,7 @@ func (s *site) outageUnderAttack(f redisFault, lasts time.Duration, replicas []*
 	for _, r := range replicas {
 		s.eventually("limits are exact again", func() bool { return s.ask(r, known[0]).mode == "exact" })
 	}
-	pause(time.Until(o.back.Add(either(s.trial, 4*time.Second, 2*time.Second))))
+	pause(time.Until(o.back.Add(either(s.trial, 3*time.Second, 2*time.Second))))
 	o.attack, o.steady = append(o.attack, attack.stop()...), steady.stop()
 	return o
 }
@@ -231,12 +231,13 @@ func (o *redisOutage) judgeTimes(t *trial) {
 func (o *redisOutage) exactAgain() (last time.Duration, again int) {
 	after := slices.Concat(o.attack, o.steady).where(func(a *answer) bool { return a.sent.After(o.back) })
 	slices.SortFunc(after, func(a, b *answer) int { return a.sent.Compare(b.sent) })
-	exact := map[*replica]bool{}
+	exact := map[*replica]time.Time{}
 	for _, a := range after {
+		from, is := exact[a.replica]
 		switch {
-		case a.mode == "exact" && !exact[a.replica] && a.allow: // a denial may be from memory
-			exact[a.replica], last = true, max(last, a.done.Sub(o.back))
-		case a.mode == "local" && exact[a.replica]:
+		case a.mode == "exact" && a.allow && !is: // a denial may be from memory
+			exact[a.replica], last = a.done, max(last, a.done.Sub(o.back))
+		case a.mode == "local" && is && a.sent.After(from):
 			again++
 		}
 	}
