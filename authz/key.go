@@ -157,3 +157,11 @@ func (c *Caller) May(p Permission) bool {
 	}
 	return false
 }
+
+// Earlier is the earlier of two ends, of which zero is never.
+func Earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -137,7 +137,7 @@ func (s *Server) Serve(ctx context.Context, api, ops, admin net.Listener) error 
 	var listeners []net.Listener
 	add := func(l net.Listener, h http.Handler) *http.Server {
 		server := s.httpServer(h)
-		servers, listeners = append(servers, server), append(listeners, l)
+		servers, listeners = append(servers, server), append(listeners, promptListener{l})
 		return server
 	}
 	if admin == nil {
@@ -193,6 +193,7 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 		WriteTimeout:                 writeTimeout,
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
+		ConnState:                    connState,
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }

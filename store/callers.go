@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -160,9 +159,9 @@ func (t callerTable) mergeOlder(known *callerTable) {
 			}
 			if is.Revision < was.Revision {
 				is.Disabled = is.Disabled || was.Disabled
-				is.TokenExpiresAt = earlier(is.TokenExpiresAt, was.TokenExpiresAt)
-				is.Environments = slices.DeleteFunc(is.Environments, func(e authz.Environment) bool { return !slices.Contains(was.Environments, e) })
-				is.Permissions = slices.DeleteFunc(is.Permissions, func(p authz.Permission) bool { return !slices.Contains(was.Permissions, p) })
+				is.TokenExpiresAt = authz.Earlier(is.TokenExpiresAt, was.TokenExpiresAt)
+				is.Environments = inBoth(is.Environments, was.Environments)
+				is.Permissions = inBoth(is.Permissions, was.Permissions)
 			}
 		}
 		if is.RevokedAt.IsZero() {
@@ -179,19 +178,19 @@ func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
 		TokenExpiresAt sql.NullTime   `db:"token_expires_at"`
 		TokenRevokedAt sql.NullTime   `db:"token_revoked_at"`
 		ID             authz.CallerID `db:"id"`
-		Name           string         `db:"name"`
-		Environments   pq.StringArray `db:"environments"`
-		Permissions    pq.StringArray `db:"permissions"`
-		Disabled       bool           `db:"disabled"`
+		Name           sql.NullString `db:"name"`
+		Environments   textArray      `db:"environments"`
+		Permissions    textArray      `db:"permissions"`
+		Enabled        sql.NullBool   `db:"enabled"`
 		RevokedAt      sql.NullTime   `db:"revoked_at"`
-		Revision       int64          `db:"revision"`
+		Revision       sql.NullInt64  `db:"revision"`
 	}
 	err := db.SelectContext(ctx, &rows, `
 		SELECT t.digest, `+finite("t.expires_at", "token_expires_at")+`, `+finite("t.revoked_at", "token_revoked_at")+`,
 			c.id, c.name, c.environments, c.permissions, `+finite("c.revoked_at", "revoked_at")+`, c.revision,
 			-- A time that is none denies its own caller alone.
-			(c.disabled_at IS NOT NULL OR NOT isfinite(COALESCE(t.expires_at, c.created_at))
-				OR NOT isfinite(COALESCE(t.revoked_at, c.created_at)) OR NOT isfinite(COALESCE(c.revoked_at, c.created_at))) AS disabled
+			(c.disabled_at IS NULL AND isfinite(COALESCE(t.expires_at, c.created_at))
+				AND isfinite(COALESCE(t.revoked_at, c.created_at)) AND isfinite(COALESCE(c.revoked_at, c.created_at))) AS enabled
 		FROM caller_tokens t JOIN callers c ON c.id = t.caller_id
 		ORDER BY t.created_at DESC LIMIT $1`, maxCallers+1)
 	if err != nil {
@@ -203,19 +202,24 @@ func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
 	table := make(callerTable, len(rows))
 	for i := range rows {
 		r := &rows[i]
-		caller := &authz.Caller{
-			ID: r.ID, Name: r.Name, Disabled: r.Disabled, RevokedAt: r.RevokedAt.Time,
-			TokenExpiresAt: r.TokenExpiresAt.Time, TokenRevokedAt: r.TokenRevokedAt.Time, Revision: r.Revision,
+		d, ok := digest(r.Digest)
+		if !ok {
+			continue // no token has it
 		}
-		for _, e := range r.Environments {
+		caller := &authz.Caller{
+			ID: r.ID, Name: r.Name.String, RevokedAt: r.RevokedAt.Time,
+			TokenExpiresAt: r.TokenExpiresAt.Time, TokenRevokedAt: r.TokenRevokedAt.Time, Revision: r.Revision.Int64,
+			Disabled: !r.Enabled.Bool || !r.Environments.valid || !r.Permissions.valid,
+		}
+		for _, e := range r.Environments.texts {
 			if env := authz.Environment(e); env.Valid() {
 				caller.Environments = append(caller.Environments, env)
 			}
 		}
-		for _, p := range r.Permissions {
+		for _, p := range r.Permissions.texts {
 			caller.Permissions = append(caller.Permissions, authz.Permission(p))
 		}
-		table[authz.Digest(r.Digest)] = caller
+		table[d] = caller
 	}
 	return table, nil
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net"
@@ -18,8 +17,12 @@ import (
 
 // The three kinds of Postgres connection, by how long a single read may take.
 // lib/pq ignores a context's deadline while the server is stuck, so the deadline
-// sits on the socket. For look-ups on behalf of a check it is their budget.
+// sits on the socket.
 const (
+	// lookupReadDeadline is for look-ups on behalf of checks. Those wait for no longer
+	// than their budget; what is found out later is remembered for the next, and a
+	// connection is not thrown away for one slow answer.
+	lookupReadDeadline = time.Second
 	// manageReadDeadline is for management, migrations and usage.
 	manageReadDeadline = 30 * time.Second
 	// listenReadDeadline is for LISTEN, which is pinged each listenPing, and for
@@ -109,62 +112,6 @@ func (d DatabaseURL) pool(size int, read time.Duration, binary bool) (*sqlx.DB, 
 	db.SetMaxIdleConns(size)
 	db.SetConnMaxIdleTime(idleConnection)
 	return db, nil
-}
-
-// checkPool opens the pool of look-ups: its reads have the look-up's budget, once it is
-// connected. Until then a read may take as long as connecting may, for the server's part
-// of the password's proof alone takes tens of milliseconds.
-func (d DatabaseURL) checkPool(budget time.Duration) (*sqlx.DB, error) {
-	db, err := d.pool(checkPoolSize, budget, true)
-	if err != nil {
-		return nil, err
-	}
-	_ = db.Close() // it has not connected; the URL is good
-	db = sqlx.NewDb(openDB(checkConnector{d.dsn(true), budget}), "postgres")
-	db.SetMaxOpenConns(checkPoolSize)
-	db.SetMaxIdleConns(checkPoolSize)
-	db.SetConnMaxIdleTime(idleConnection)
-	return db, nil
-}
-
-// checkConnector connects with patience, and then has none.
-type checkConnector struct {
-	dsn    string
-	budget time.Duration
-}
-
-var _ driver.Connector = checkConnector{}
-
-// Connect implements driver.Connector.
-func (c checkConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	connector, err := pq.NewConnector(c.dsn)
-	if err != nil {
-		return nil, fmt.Errorf("open the database: %w", err)
-	}
-	dialer := &patientDialer{deadlineDialer: deadlineDialer{connectTimeout}}
-	connector.Dialer(dialer)
-	conn, err := connector.Connect(ctx)
-	if err == nil && dialer.conn != nil {
-		dialer.conn.read = c.budget
-	}
-	return conn, err //nolint:wrapcheck // database/sql inspects it
-}
-
-// Driver implements driver.Connector.
-func (checkConnector) Driver() driver.Driver { return &pq.Driver{} }
-
-// patientDialer remembers the connection that it has dialled. For one Connect.
-type patientDialer struct {
-	deadlineDialer
-
-	conn *deadlineConn
-}
-
-// DialContext implements pq.DialerContext.
-func (d *patientDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := d.deadlineDialer.DialContext(ctx, network, address)
-	d.conn, _ = conn.(*deadlineConn)
-	return conn, err
 }
 
 // deadlineDialer dials connections whose reads time out.

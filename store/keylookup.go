@@ -64,13 +64,13 @@ type keyRow struct {
 	ExternalID             sql.NullString       `db:"external_id"`
 	Name                   sql.NullString       `db:"name"`
 	Environment            sql.NullString       `db:"environment"`
-	Scopes                 pq.StringArray       `db:"scopes"`
+	Scopes                 textArray            `db:"scopes"`
 	CreatedAt              sql.NullTime         `db:"created_at"`
 	ExpiresAt              sql.NullTime         `db:"expires_at"`
 	RevokedAt              sql.NullTime         `db:"revoked_at"`
 	Disabled               sql.NullBool         `db:"disabled"`
 	Restricted             sql.NullBool         `db:"restricted"`
-	AllowedCIDRs           pq.StringArray       `db:"allowed_cidrs"`
+	AllowedCIDRs           textArray            `db:"allowed_cidrs"`
 	RateLimitRate          sql.NullInt64        `db:"rate_limit_rate"`
 	RateLimitPeriod        sql.NullInt64        `db:"rate_limit_period_seconds"`
 	RateLimitBurst         sql.NullInt64        `db:"rate_limit_burst"`
@@ -89,7 +89,7 @@ type keyRow struct {
 // lookup reads the keys that have these digests. The result has an entry for every
 // digest; one without a key is an unknown digest.
 func lookup(
-	ctx context.Context, db *sqlx.Conn, digests []authz.Digest, o organizationReader,
+	ctx context.Context, db *sqlx.DB, digests []authz.Digest, o *organizationCache,
 ) (map[authz.Digest]*cachedKey, error) {
 	arg := make(pq.ByteaArray, len(digests))
 	for i := range digests {
@@ -113,7 +113,8 @@ func lookup(
 		if r.Digest == nil {
 			continue // nothing was found: the join's one empty row
 		}
-		e := found[authz.Digest(r.Digest)]
+		d, _ := digest(r.Digest)
+		e := found[d]
 		if e == nil {
 			return nil, errors.New("look up a key: Postgres answered what was not asked")
 		}
@@ -172,7 +173,10 @@ func (r *keyRow) key(of *organizationState) (*authz.Key, error) {
 	if !k.Environment.Valid() {
 		return nil, errors.New("its environment is neither live nor test")
 	}
-	for _, s := range r.Scopes {
+	if !r.Scopes.valid || !r.AllowedCIDRs.valid || !r.Restricted.Valid {
+		return nil, errors.New("its scopes, its allowed CIDRs or whether it is restricted cannot be read")
+	}
+	for _, s := range r.Scopes.texts {
 		scope := authz.Scope(shared(s))
 		if !scope.Valid() {
 			return nil, errors.New("one of its scopes does not have the form resource:verb")
@@ -181,7 +185,7 @@ func (r *keyRow) key(of *organizationState) (*authz.Key, error) {
 	}
 	slices.Sort(k.Scopes)
 	k.Scopes = slices.Compact(k.Scopes)
-	if k.AllowedCIDRs, err = prefixes(r.AllowedCIDRs); err != nil {
+	if k.AllowedCIDRs, err = prefixes(r.AllowedCIDRs.texts); err != nil {
 		return nil, err
 	}
 	if k.RateLimit = rate(r.RateLimitRate, r.RateLimitPeriod, r.RateLimitBurst); k.RateLimit != nil {
@@ -195,8 +199,22 @@ func (r *keyRow) key(of *organizationState) (*authz.Key, error) {
 	return k, nil
 }
 
+// textArray reads an array of texts, or tells that it is none: NULL, with a NULL in it or
+// of two dimensions. Such a row denies itself; an error would fail all of its statement.
+type textArray struct {
+	texts pq.StringArray
+	valid bool
+}
+
+// Scan implements sql.Scanner.
+func (a *textArray) Scan(src any) error {
+	*a = textArray{}
+	a.valid = src != nil && a.texts.Scan(src) == nil
+	return nil
+}
+
 // prefixes reads a cidr[].
-func prefixes(texts pq.StringArray) ([]netip.Prefix, error) {
+func prefixes(texts []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, s := range texts {
 		prefix, err := netip.ParsePrefix(s)
@@ -208,9 +226,9 @@ func prefixes(texts pq.StringArray) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// rate is nil for NULLs.
+// rate is nil for NULLs. One that is NULL in part is not valid.
 func rate(rate, periodSeconds, burst sql.NullInt64) *authz.Rate {
-	if !rate.Valid {
+	if !rate.Valid && !periodSeconds.Valid && !burst.Valid {
 		return nil
 	}
 	return &authz.Rate{

@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql"
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -142,9 +143,10 @@ func narrower(kept, stored *authz.Key) *authz.Key {
 	if k.RevokedAt.IsZero() {
 		k.RevokedAt = stored.RevokedAt
 	}
-	k.ExpiresAt = earlier(k.ExpiresAt, stored.ExpiresAt)
+	k.ExpiresAt = authz.Earlier(k.ExpiresAt, stored.ExpiresAt)
 	k.Disabled, k.Restricted = k.Disabled || stored.Disabled, k.Restricted || stored.Restricted
-	k.Scopes = slices.DeleteFunc(slices.Clone(k.Scopes), func(s authz.Scope) bool { return !slices.Contains(stored.Scopes, s) })
+	k.Scopes = inBoth(k.Scopes, stored.Scopes)
+	k.AllowedCIDRs = within(k.AllowedCIDRs, stored.AllowedCIDRs)
 	either := k.Organization.Suspended || stored.Organization.Suspended
 	if stored.Organization.Revision > k.Organization.Revision {
 		k.Organization = stored.Organization
@@ -160,16 +162,36 @@ func narrowerSecret(kept, stored *authz.KeySecret) *authz.KeySecret {
 	if s.RevokedAt.IsZero() {
 		s.RevokedAt = stored.RevokedAt
 	}
-	s.ExpiresAt = earlier(s.ExpiresAt, stored.ExpiresAt)
+	s.ExpiresAt = authz.Earlier(s.ExpiresAt, stored.ExpiresAt)
 	return s
 }
 
-// earlier is the earlier of two ends, of which zero is none.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
+// within is what two fences have in common, of which an empty one is none.
+func within(a, b []netip.Prefix) []netip.Prefix {
+	if len(a) == 0 || len(b) == 0 {
+		return append(slices.Clone(a), b...)
 	}
-	return a
+	var both []netip.Prefix
+	for _, p := range a {
+		for _, q := range b {
+			switch { // of two that overlap, one is within the other
+			case !p.Overlaps(q):
+			case p.Bits() < q.Bits():
+				both = append(both, q)
+			default:
+				both = append(both, p)
+			}
+		}
+	}
+	if len(both) == 0 {
+		return []netip.Prefix{{}} // holds no address
+	}
+	return both
+}
+
+// inBoth is what two lists have in common, in a list of its own.
+func inBoth[T comparable](a, b []T) []T {
+	return slices.DeleteFunc(slices.Clone(a), func(v T) bool { return !slices.Contains(b, v) })
 }
 
 func suspended(o *authz.Organization) *authz.Organization {

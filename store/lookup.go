@@ -29,17 +29,21 @@ const (
 var (
 	errLookupTimeout = errors.New("the look-up took too long")
 	errOvertaken     = errors.New("changes kept overtaking the look-up")
+	errLookupFull    = errors.New("too many look-ups are waiting")
 	errStoreClosed   = errors.New("the store is closed")
 	errNoContact     = errors.New("no contact with Postgres for longer than the stale limit")
 )
 
 // lookups coalesces misses: one statement is in flight, the next carries everyone
-// who waits, of every caller the same share. Safe for concurrent use.
+// who waits, of every caller the same share. A statement that is later than anyone waits
+// for it holds up no other. Safe for concurrent use.
 type lookups struct {
 	source source
 	cache  *keyCache
 	// budget bounds how long a check waits for its look-up.
 	budget time.Duration
+	// places holds one for each statement in flight: each has a connection.
+	places chan struct{}
 
 	// statements counts those sent.
 	statements atomic.Int64
@@ -53,18 +57,23 @@ type lookups struct {
 	done    sync.WaitGroup
 }
 
-// waiter is what all who ask for one digest wait for. entry and err are set before ready is closed.
+// waiter is what all who ask for one digest wait for. entry and err are set before ready
+// is closed.
 type waiter struct {
 	ready chan struct{}
 	entry *cachedKey
 	err   error
-	// askers counts those who still wait, guarded by lookups.mu; line is where it stood.
+	// askers counts those who still wait, guarded by lookups.mu; line is where it stood,
+	// nil for one who need not wait.
 	askers int
 	line   *line
 }
 
 func newLookups(from source, cache *keyCache, budget time.Duration) *lookups {
-	return &lookups{source: from, cache: cache, budget: budget, waiting: newLookupQueue(), stop: make(chan struct{})}
+	return &lookups{
+		source: from, cache: cache, budget: budget, places: make(chan struct{}, checkPoolSize),
+		waiting: newLookupQueue(), flying: make(map[authz.Digest]*waiter), stop: make(chan struct{}),
+	}
 }
 
 // find reads the digests of one secret, together with whoever else asks. When it is
@@ -123,6 +132,9 @@ func (l *lookups) join(caller authz.CallerID, digests []authz.Digest) ([]*waiter
 	for _, d := range digests {
 		w := l.flying[d]
 		if w == nil {
+			w = l.answered(d)
+		}
+		if w == nil {
 			var err error
 			if w, err = l.waiting.add(caller, d); err != nil {
 				l.leaveLocked(waiters)
@@ -140,6 +152,18 @@ func (l *lookups) join(caller authz.CallerID, digests []authz.Digest) ([]*waiter
 	return waiters, nil
 }
 
+// answered is what was found out since the asker has looked into memory: nothing is read
+// twice.
+func (l *lookups) answered(d authz.Digest) *waiter {
+	e := l.cache.get(d)
+	if e == nil || e.key == nil {
+		return nil
+	}
+	w := &waiter{ready: make(chan struct{}), entry: e}
+	close(w.ready)
+	return w
+}
+
 // leave is for who waits no longer: what nobody waits for is not read.
 func (l *lookups) leave(waiters []*waiter) {
 	l.mu.Lock()
@@ -149,7 +173,7 @@ func (l *lookups) leave(waiters []*waiter) {
 
 func (l *lookups) leaveLocked(waiters []*waiter) {
 	for _, w := range waiters {
-		if w.askers--; w.askers == 0 {
+		if w.askers--; w.askers == 0 && w.line != nil {
 			w.line.left++
 		}
 	}
@@ -159,12 +183,20 @@ func (l *lookups) leaveLocked(waiters []*waiter) {
 func (l *lookups) run() {
 	defer l.done.Done()
 	for {
+		l.places <- struct{}{}
 		started := time.Now()
 		batch := l.take()
 		if batch == nil {
+			<-l.places
 			return
 		}
-		l.serve(batch)
+		served := make(chan struct{})
+		l.done.Go(func() {
+			l.serve(batch)
+			<-l.places
+			close(served)
+		})
+		l.await(served)
 		pause := time.NewTimer(lookupSpacing - time.Since(started))
 		select {
 		case <-pause.C:
@@ -174,16 +206,27 @@ func (l *lookups) run() {
 	}
 }
 
+// await waits for a statement, for as long as anyone does.
+func (l *lookups) await(served <-chan struct{}) {
+	late := time.NewTimer(l.budget)
+	defer late.Stop()
+	select {
+	case <-served:
+	case <-late.C:
+	}
+}
+
 // take moves those whose turn it is into flight, or ends the run.
 func (l *lookups) take() []authz.Digest {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.flying = l.waiting.take(maxLookupDigests)
-	if len(l.flying) == 0 {
+	batch := l.waiting.take(maxLookupDigests)
+	if len(batch) == 0 {
 		l.running = false
 		return nil
 	}
-	return slices.Collect(maps.Keys(l.flying))
+	maps.Copy(l.flying, batch)
+	return slices.Collect(maps.Keys(batch))
 }
 
 // serve answers everyone in flight.

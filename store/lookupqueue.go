@@ -1,8 +1,6 @@
 package store
 
 import (
-	"errors"
-
 	"github.com/supportstation/keystile/authz"
 )
 
@@ -102,5 +100,3 @@ func (q *lookupQueue) first(l *line) (authz.Digest, *waiter) {
 	}
 	return authz.Digest{}, nil
 }
-
-var errLookupFull = errors.New("too many look-ups are waiting")

@@ -19,11 +19,6 @@ type organizationState struct {
 	current atomic.Pointer[authz.Organization]
 }
 
-// organizationReader hands out the one state of each organization.
-type organizationReader interface {
-	organization(id authz.OrganizationID) *organizationState
-}
-
 // organizationCache finds the states that records in memory hold: no longer than they
 // do. Safe for concurrent use.
 type organizationCache struct {
@@ -41,7 +36,7 @@ func newOrganizationCache() *organizationCache {
 	}
 }
 
-// organization implements organizationReader.
+// organization hands out the one state of an organization.
 func (c *organizationCache) organization(id authz.OrganizationID) *organizationState {
 	c.mu.Lock()
 	defer c.mu.Unlock()

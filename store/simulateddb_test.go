@@ -361,7 +361,7 @@ func (s *simulatedSource) read(ctx context.Context, random *rand.Rand) (*simulat
 	return &state, at, s.travel(ctx, random)
 }
 
-func (s *simulatedSource) changes(ctx context.Context, since, at int64) (*changeSet, error) {
+func (s *simulatedSource) changes(ctx context.Context, since int64) (*changeSet, error) {
 	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
 	defer cancel()
 	everything := s.random.IntN(30) == 0
@@ -369,7 +369,7 @@ func (s *simulatedSource) changes(ctx context.Context, since, at int64) (*change
 	if err != nil {
 		return nil, err
 	}
-	set := &changeSet{n: state.n, mark: state.marks[state.n], markThen: state.marks[at], now: now, everything: everything}
+	set := &changeSet{n: state.n, mark: state.marks[state.n], markThen: state.marks[since], now: now, everything: everything}
 	for i := range state.organizations {
 		if o := state.organizations[i]; o.revision > since {
 			set.organizations = append(set.organizations, changedOrganization{o.id, o.revision, o.suspended})
@@ -412,11 +412,15 @@ func (*simulatedSource) formats(context.Context) (*[]authz.ForeignFormat, error)
 }
 
 func (s *simulatedSource) lookup(
-	ctx context.Context, digests []authz.Digest, organizations organizationReader,
+	ctx context.Context, digests []authz.Digest, organizations *organizationCache,
 ) (map[authz.Digest]*cachedKey, error) {
-	ctx, cancel := context.WithTimeout(ctx, DefaultLookupBudget)
+	ctx, cancel := context.WithTimeout(ctx, lookupReadDeadline)
 	defer cancel()
-	state, _, err := s.read(ctx, s.looking)
+	// Statements start one after the other; once in flight, each has chances of its own.
+	s.db.mu.Lock()
+	random := rand.New(rand.NewPCG(s.looking.Uint64(), 0))
+	s.db.mu.Unlock()
+	state, _, err := s.read(ctx, random)
 	if err != nil {
 		return nil, err
 	}
@@ -427,7 +431,7 @@ func (s *simulatedSource) lookup(
 	return found, nil
 }
 
-func (s *simulatedState) find(d authz.Digest, organizations organizationReader) *cachedKey {
+func (s *simulatedState) find(d authz.Digest, organizations *organizationCache) *cachedKey {
 	for i := range s.keys {
 		k := &s.keys[i]
 		for _, x := range k.secrets {

@@ -16,16 +16,16 @@ import (
 // source is what a replica reads and writes to keep its memory true: Postgres, or a
 // simulation of it in tests. Every method has a deadline of its own.
 type source interface {
-	// changes tells what has changed after revision since, and which mark revision at
-	// has here, all of one snapshot.
-	changes(ctx context.Context, since, at int64) (*changeSet, error)
+	// changes tells what has changed after revision since, and which mark that has here,
+	// all of one snapshot. For 0 it tells the present revision and no change.
+	changes(ctx context.Context, since int64) (*changeSet, error)
 	// revoked tells which keys were revoked after revision since, at most maxLearned.
 	revoked(ctx context.Context, since int64) ([]changedKey, error)
 	callers(ctx context.Context) (callerTable, error)
 	formats(ctx context.Context) (*[]authz.ForeignFormat, error)
 	// lookup reads the keys that have these digests, all of one snapshot: an entry for
 	// every digest.
-	lookup(ctx context.Context, digests []authz.Digest, o organizationReader) (map[authz.Digest]*cachedKey, error)
+	lookup(ctx context.Context, digests []authz.Digest, o *organizationCache) (map[authz.Digest]*cachedKey, error)
 	// beat writes a heartbeat, and clears away replicas that are gone.
 	beat(ctx context.Context, h heartbeat, sweep bool) error
 	// nobodyWrites tells of a failed heartbeat that nobody can commit a change either.
@@ -72,8 +72,6 @@ type changedOrganization struct {
 // postgres is the source of a replica that serves.
 type postgres struct {
 	check, changing *sqlx.DB
-	// budget bounds one look-up.
-	budget time.Duration
 }
 
 var _ source = postgres{}
@@ -130,9 +128,10 @@ type changeRow struct {
 	Suspended      sql.NullBool         `db:"suspended"`
 }
 
-func (p postgres) changes(ctx context.Context, since, at int64) (*changeSet, error) {
+func (p postgres) changes(ctx context.Context, since int64) (*changeSet, error) {
 	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
 	defer cancel()
+	at := since
 	if since == 0 {
 		since = math.MaxInt64 // nothing is in memory yet that could have changed
 	}
@@ -158,9 +157,13 @@ func (p postgres) changes(ctx context.Context, since, at int64) (*changeSet, err
 func (set *changeSet) add(r *changeRow) {
 	switch r.Kind.String {
 	case "key":
-		set.keys = append(set.keys, r.key())
+		if d, ok := digest(r.Digest); ok {
+			set.keys = append(set.keys, r.key(d))
+		}
 	case "retired":
-		set.retired = append(set.retired, authz.Digest(r.Digest))
+		if d, ok := digest(r.Digest); ok {
+			set.retired = append(set.retired, d)
+		}
 	case "organization":
 		set.organizations = append(set.organizations, changedOrganization{
 			id: r.OrganizationID, revision: r.Revision.Int64, suspended: r.Suspended.Bool,
@@ -174,24 +177,35 @@ func (set *changeSet) add(r *changeRow) {
 	}
 }
 
-func (r *changeRow) key() changedKey {
+// digest is what a stored digest must be; nothing in memory has one that is not.
+func digest(stored []byte) (authz.Digest, bool) {
+	if len(stored) != len(authz.Digest{}) {
+		return authz.Digest{}, false
+	}
+	return authz.Digest(stored), true
+}
+
+func (r *changeRow) key(d authz.Digest) changedKey {
 	return changedKey{
-		digest: authz.Digest(r.Digest), id: r.KeyID, revision: r.Revision.Int64,
+		digest: d, id: r.KeyID, revision: r.Revision.Int64,
 		keyRevoked: r.KeyRevoked, secretRevoked: r.SecretRevoked,
 	}
 }
 
 func (p postgres) revoked(ctx context.Context, since int64) ([]changedKey, error) {
-	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+	// Up to a million rows; the deadline of each read on the socket holds all the same.
+	ctx, cancel := context.WithTimeout(ctx, manageReadDeadline)
 	defer cancel()
 	var rows []changeRow
 	err := p.changing.SelectContext(ctx, &rows, `
 		SELECT s.digest, k.id AS key_id, k.revision, `+revokedKeyAt+`, `+revokedSecretAt+`
 		FROM api_keys k JOIN key_secrets s ON s.key_id = k.id
 		WHERE k.revision > $1 AND (k.revoked_at IS NOT NULL OR s.revoked_at IS NOT NULL) LIMIT $2`, since, maxLearned)
-	keys := make([]changedKey, len(rows))
+	keys := make([]changedKey, 0, len(rows))
 	for i := range rows {
-		keys[i] = rows[i].key()
+		if d, ok := digest(rows[i].Digest); ok {
+			keys = append(keys, rows[i].key(d))
+		}
 	}
 	return keys, translate("read what was revoked", err)
 }
@@ -209,25 +223,11 @@ func (p postgres) formats(ctx context.Context) (*[]authz.ForeignFormat, error) {
 }
 
 func (p postgres) lookup(
-	ctx context.Context, digests []authz.Digest, o organizationReader,
+	ctx context.Context, digests []authz.Digest, o *organizationCache,
 ) (map[authz.Digest]*cachedKey, error) {
-	conn, err := p.checkConnection(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }() // back to the pool
-	ctx, cancel := context.WithTimeout(ctx, p.budget)
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout+lookupReadDeadline)
 	defer cancel()
-	return lookup(ctx, conn, digests, o)
-}
-
-// checkConnection takes a connection of the check pool. Making one may take longer than a
-// look-up may: who waits for the look-up gives it up in time, and the next has it.
-func (p postgres) checkConnection(ctx context.Context) (*sqlx.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
-	defer cancel()
-	conn, err := p.check.Connx(ctx)
-	return conn, translate("connect to Postgres", err)
+	return lookup(ctx, p.check, digests, o)
 }
 
 // nextRevision takes the next revision; its row lock is held to the commit. A trigger

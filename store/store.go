@@ -30,8 +30,8 @@ type Options struct {
 	// StaleMax bounds how long known keys are served while Postgres is unreachable;
 	// 0 means DefaultStaleMax.
 	StaleMax time.Duration
-	// LookupBudget bounds how long a check waits for a key that is not in memory, and
-	// each read of a look-up; 0 means DefaultLookupBudget.
+	// LookupBudget bounds how long a check waits for a key that is not in memory; 0
+	// means DefaultLookupBudget.
 	LookupBudget time.Duration
 	// KeyCacheBytes bounds the memory of the records that are kept; 0 means DefaultKeyCacheBytes.
 	KeyCacheBytes uint64
@@ -124,7 +124,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	case err != nil:
 		return nil, errors.Join(err, s.abandon())
 	}
-	s.start(ctx, func(ctx context.Context) { s.listen(ctx) })
+	s.start(ctx, s.listen)
 	return s, nil
 }
 
@@ -159,7 +159,7 @@ func (s *Store) connect(o Options) (err error) {
 	if o.LookupBudget == 0 {
 		o.LookupBudget = DefaultLookupBudget
 	}
-	if s.check, err = s.url.checkPool(o.LookupBudget); err != nil {
+	if s.check, err = s.url.pool(checkPoolSize, lookupReadDeadline, true); err != nil {
 		return err
 	}
 	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true); err != nil {
@@ -168,7 +168,7 @@ func (s *Store) connect(o Options) (err error) {
 	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
 		return err
 	}
-	s.follows(postgres{s.check, s.changes, o.LookupBudget}, o.LookupBudget)
+	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
 	return nil
 }
 
@@ -298,7 +298,8 @@ type Health struct {
 	Known bool
 	// Degraded tells that Postgres has not answered lately.
 	Degraded bool
-	// ContactAge is the time since Postgres last confirmed what is in memory.
+	// ContactAge is the time since Postgres last confirmed what is in memory; as long as
+	// it never has, since the store was opened.
 	ContactAge time.Duration
 	// Revision is the revision up to which every change is applied.
 	Revision int64
@@ -323,9 +324,7 @@ func (s *Store) Health() Health {
 		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), DroppedUses: s.uses.dropped.Load(),
 	}
 	h.CachedKeys, h.CachedKeyBytes = s.keys.size()
-	if contact := s.contact.Load(); contact >= 0 {
-		h.ContactAge = s.clock.elapsed() - time.Duration(contact)
-	}
+	h.ContactAge = s.clock.elapsed() - time.Duration(max(s.contact.Load(), 0))
 	return h
 }
 

@@ -328,40 +328,6 @@ func TestStore_KeysUnderEveryPepperAreFound(t *testing.T) {
 	}
 }
 
-// A row that cannot be read denies its own key and nobody else's.
-func TestStore_ABadRowDeniesItsOwnKeyAlone(t *testing.T) {
-	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
-	s := storetest.Open(t, at, peppers)
-	bad, good := add(t, s), add(t, s)
-	for column, values := range map[string][2]string{
-		"scopes":     {"'{NOT A SCOPE}'", "'{a:b}'"},
-		"expires_at": {"'-infinity'", "NULL"},
-		"created_at": {"'infinity'", "now()"},
-		"revoked_at": {"'infinity'", "NULL"},
-	} {
-		storetest.Exec(t, at, `UPDATE api_keys SET `+column+` = `+values[0]+`, revision = (SELECT n FROM revision) WHERE id = $1`, bad.key.ID)
-		fresh := storetest.Open(t, at, peppers) // the service starts
-		var group sync.WaitGroup
-		for range 20 { // both in one statement, some time
-			group.Go(func() {
-				if _, err := fresh.FindKey(t.Context(), authz.CallerID{}, bad.secret.Hash()); authz.KindOf(err) != authz.KindUnavailable {
-					t.Errorf("%s: a bad row: %v", column, err)
-				}
-			})
-			group.Go(func() {
-				if got, err := fresh.FindKey(t.Context(), authz.CallerID{}, good.secret.Hash()); err != nil || got.Key == nil {
-					t.Errorf("%s: a good row beside it is unknown: %v", column, err)
-				}
-			})
-		}
-		group.Wait()
-		storetest.Exec(t, at, `UPDATE api_keys SET `+column+` = `+values[1]+` WHERE id = $1`, bad.key.ID)
-		if got := find(t, fresh, bad.secret); got.Key == nil {
-			t.Errorf("%s: a repaired row is still not served", column)
-		}
-	}
-}
-
 // Many who ask for the same unknown keys at once cost few statements.
 func TestStore_MissesAreCoalesced(t *testing.T) {
 	at := storetest.Migrated(t)

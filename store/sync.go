@@ -64,11 +64,11 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	covered := s.coveredUntil()
 	applied := s.applied.Load()
 	before := s.clock.elapsed()
-	set, err := s.source.changes(ctx, applied, applied)
+	set, err := s.source.changes(ctx, applied)
 	if err != nil {
 		return err
 	}
-	after := s.clock.elapsed()
+	s.clock.learn(set.now, before, s.clock.elapsed())
 	if applied != 0 && set.markThen != s.appliedMark {
 		if set, err = s.takePutBack(ctx, applied, set); err != nil {
 			return err
@@ -76,7 +76,6 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	} else if err := s.apply(ctx, applied, set); err != nil {
 		return err
 	}
-	s.clock.learn(set.now, before, after)
 	s.applied.Store(set.n)
 	s.appliedMark = set.mark
 	s.countLive(int64(set.live))
@@ -101,7 +100,7 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 	if err := s.source.raise(ctx, applied); err != nil {
 		return nil, fmt.Errorf("the database was put back to an earlier state, and its revision cannot be raised: %w", err)
 	}
-	set, err := s.source.changes(ctx, 0, 0)
+	set, err := s.source.changes(ctx, 0)
 	if err != nil {
 		return nil, err
 	}

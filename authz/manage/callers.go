@@ -197,7 +197,7 @@ func endTokens(now time.Time, tokens []Token, grace, longest time.Duration) (end
 		if grace == 0 || !first {
 			t.RevokedAt = now
 		} else {
-			t.ExpiresAt = earlier(t.ExpiresAt, now.Add(grace))
+			t.ExpiresAt = authz.Earlier(t.ExpiresAt, now.Add(grace))
 			kept = append(kept, t)
 		}
 		first = false

@@ -223,11 +223,3 @@ func lifetime(days, maxDays int) (time.Duration, error) {
 	}
 	return time.Duration(days) * day, nil
 }
-
-// earlier returns the earlier of two moments, where zero is never.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
-}

@@ -275,7 +275,7 @@ func narrowed(was, is *Key) bool {
 			return true
 		}
 	}
-	if earlier(was.ExpiresAt, is.ExpiresAt) != was.ExpiresAt {
+	if authz.Earlier(was.ExpiresAt, is.ExpiresAt) != was.ExpiresAt {
 		return true
 	}
 	return !slices.Equal(was.AllowedCIDRs, is.AllowedCIDRs) && len(is.AllowedCIDRs) > 0 && !covers(is.AllowedCIDRs, was.AllowedCIDRs) ||

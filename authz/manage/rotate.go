@@ -102,7 +102,7 @@ func (s *Service) rotate(now time.Time, k *Key, in KeyRotation) (ended []KeySecr
 			secret.RevokedAt = now
 		} else {
 			// Never longer than it would have lived: the key's new life is the new secret's.
-			secret.ExpiresAt = earlier(earlier(secret.ExpiresAt, k.ExpiresAt), until)
+			secret.ExpiresAt = authz.Earlier(authz.Earlier(secret.ExpiresAt, k.ExpiresAt), until)
 		}
 		ended = append(ended, *secret)
 	}

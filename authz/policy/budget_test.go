@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -242,4 +243,71 @@ func TestHolding_NewPolicyForgets(t *testing.T) {
 	if got, err := evaluate(t, e, k, exampleCheck("GET", "/")); err != nil || !got.Allow {
 		t.Error(got, err)
 	}
+}
+
+// What was left running counts: an organization is held back while it runs and for a
+// multiple of that after its end.
+func TestHolding_ACallLeftRunningHoldsBackUntilLongAfterItsEnd(t *testing.T) {
+	now := time.Unix(1_795_000_000, 0)
+	h := newHolding(func() time.Time { return now })
+	ours := keyOf(nil, false)
+	other := &authz.Key{ID: authz.NewKeyID(now), Organization: ours.Organization}
+	h.overran(ours, nil)
+	left := &call{done: make(chan struct{})}
+	h.overran(ours, left)
+	now = now.Add(2 * firstHold)
+	if !h.holds(other) {
+		t.Error("a second call is begun beside the one that is left")
+	}
+	now = now.Add(firstHold)
+	left.took, left.ended = 3*firstHold, now
+	close(left.done)
+	now = now.Add(holdPerCall*left.took - 1)
+	if !h.holds(other) {
+		t.Error("it is held back for less than its call took")
+	}
+	if now = now.Add(1); h.holds(other) {
+		t.Error("it is held back for ever")
+	}
+}
+
+// Thousands of connections do not leave thousands of large stacks behind.
+func TestEngine_FewGoroutinesEvaluate(t *testing.T) {
+	e := NewEngine(mustLoad(t, minimal("decision := "+allowing("true")+"\n")))
+	var group sync.WaitGroup
+	all := make(chan struct{})
+	for range 5_000 {
+		group.Go(func() {
+			<-all
+			if got, err := e.Evaluate(t.Context(), keyOf(nil, true), exampleCheck("GET", "/")); err != nil || !got.Allow {
+				t.Error(got, err)
+			}
+		})
+	}
+	close(all)
+	group.Wait()
+	if n := e.stacks.count.Load(); n < 1 || n > maxStacks {
+		t.Errorf("%d goroutines evaluate", n)
+	}
+}
+
+// Who cannot wait for one of them evaluates all the same.
+func TestEngine_EvaluatesThoughAllAreBusy(t *testing.T) {
+	e := NewEngine(mustLoad(t, minimal("decision := "+allowing("true")+"\n")))
+	e.stacks.count.Store(maxStacks)
+	if e.stacks.hand(&task{}) {
+		t.Error("a task is handed to nobody")
+	}
+	var group sync.WaitGroup
+	all := make(chan struct{})
+	for range 2 * manyGoroutines {
+		group.Go(func() {
+			<-all
+			if got, err := e.Evaluate(t.Context(), keyOf(nil, true), exampleCheck("GET", "/")); err != nil || !got.Allow {
+				t.Error(got, err)
+			}
+		})
+	}
+	close(all)
+	group.Wait()
 }

@@ -35,6 +35,7 @@ type Engine struct {
 	names   *names
 	held    *holding
 	lane    *lane
+	stacks  *stacks
 	budget  time.Duration
 }
 
@@ -48,7 +49,7 @@ func WithBudget(d time.Duration) Option { return func(e *Engine) { e.budget = d 
 // NewEngine returns an Engine with its first policy. A nil Snapshot is none:
 // nothing can be decided until Swap.
 func NewEngine(s *Snapshot, options ...Option) *Engine {
-	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), budget: DefaultBudget}
+	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), stacks: newStacks(), budget: DefaultBudget}
 	for _, option := range options {
 		option(e)
 	}
@@ -79,7 +80,7 @@ func (e *Engine) Revision() string {
 // true allows: undefined, another type, a conflict, an error of a builtin, a
 // timeout and a panic are errors.
 //
-// It runs on the caller's goroutine. Of what policies call, only a builtin with
+// Where there are thousands of goroutines, it runs on one of a few. Of what policies call, only a builtin with
 // large operands can outlive the budget; at most one such call is left running at
 // a time, and the key that caused it is held back (ErrHeldBack) until it ends.
 func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (authz.Verdict, error) {
@@ -87,7 +88,7 @@ func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (au
 	if s == nil {
 		return authz.Verdict{}, ErrNoPolicy
 	}
-	v, err := e.evaluate(ctx, s, k, c)
+	v, err := e.stacks.evaluate(ctx, e, s, k, c)
 	v.Revision = s.revision
 	return v, err
 }

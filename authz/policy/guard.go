@@ -195,6 +195,9 @@ type call struct {
 	done    chan struct{}
 	results []*ast.Term
 	err     error
+	// ended and took are when it has ended and how long it has run, set before done is closed.
+	ended time.Time
+	took  time.Duration
 }
 
 // stopped ends those builtins that ask.
@@ -229,8 +232,11 @@ func (l *lane) run(
 	}
 	c := &call{stop: stopped{make(chan struct{})}, done: make(chan struct{})}
 	bctx.Cancel = c.stop
+	started := time.Now()
 	go func() {
 		defer func() {
+			c.ended = time.Now()
+			c.took = c.ended.Sub(started)
 			if r := recover(); r != nil {
 				c.err = topdown.Halt{Err: fmt.Errorf("panic in a builtin: %v", r)}
 			}

@@ -13,8 +13,11 @@ const (
 	strikesToHold = 2
 	// strikeWindow is the time within which they count together.
 	strikeWindow = 10 * time.Second
-	// firstHold is how long it is held back then; each further overrun doubles it.
-	firstHold = time.Second
+	// firstHold is how long it is held back then, at least; each further overrun doubles
+	// it. A call that was left running counts holdPerCall times: held back from its end
+	// on, it takes less than an eighth of one processor.
+	firstHold   = time.Second
+	holdPerCall = 8
 	// longestHold is the most.
 	longestHold = time.Minute
 	// maxHeld is how many keys and organizations are remembered.
@@ -39,6 +42,25 @@ type strikes struct {
 	last  time.Time
 	hold  time.Duration
 	until time.Time
+	// left is the call that its last overrun left running, until it is known to have ended.
+	left *call
+}
+
+// held tells whether checks are held back at now.
+func (s *strikes) held(now time.Time) bool {
+	if s.left != nil && !s.left.running() {
+		if s.hold > 0 {
+			s.hold = min(max(s.hold, holdPerCall*s.left.took), longestHold)
+			s.until = s.left.ended.Add(s.hold)
+		}
+		s.last, s.left = s.left.ended, nil
+	}
+	return s.hold > 0 && s.left != nil || now.Before(s.until)
+}
+
+// over tells that they count no longer.
+func (s *strikes) over(now time.Time) bool {
+	return s.left == nil && now.Sub(s.last) > max(strikeWindow, 2*s.hold)
 }
 
 func newHolding(now func() time.Time) *holding {
@@ -65,8 +87,8 @@ func (h *holding) holds(k *authz.Key) bool {
 	held := false
 	if s := h.organizations[k.Organization.ID]; s != nil {
 		now := h.now()
-		held = now.Before(s.until)
-		if !held && now.Sub(s.last) > max(strikeWindow, 2*s.hold) {
+		held = s.held(now)
+		if !held && s.over(now) {
 			delete(h.organizations, k.Organization.ID)
 		}
 	}
@@ -91,11 +113,14 @@ func (h *holding) overran(k *authz.Key, left *call) {
 		s = &strikes{}
 		h.organizations[k.Organization.ID] = s
 	}
-	if s.n > 0 && now.Sub(s.last) > max(strikeWindow, 2*s.hold) {
+	if s.n > 0 && s.over(now) {
 		*s = strikes{}
 	}
 	s.n++
 	s.last = now
+	if left != nil {
+		s.left = left
+	}
 	if s.n >= strikesToHold {
 		s.hold = min(max(2*s.hold, firstHold), longestHold)
 		s.until = now.Add(s.hold)

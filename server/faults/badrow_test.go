@@ -61,7 +61,7 @@ func badRows() []badRow {
 		{name: "secret expires at -infinity", sql: ofSecret(`expires_at = '-infinity'`)},
 		{name: "metadata of 1 MB", sql: ofKey(`metadata = json_build_object('x', repeat('x', 1 << 20))`)},
 		{name: "metadata that is a list", sql: ofKey(`metadata = '[]'`)},
-		{name: "metadata 5,000 levels deep", sql: ofKey(`metadata = (repeat('{"a":', 5000) || '1' || repeat('}', 5000))::json`)},
+		{name: "metadata 5,000 levels deep", sql: ofKey(`metadata = (repeat('{"a":', 5000) || '1' || repeat('}', 5000))::json`), odd: true},
 		{name: "addresses that map IPv4", sql: ofKey(`allowed_cidrs = '{::ffff:203.0.113.0/120}'`)},
 		{name: "revision of the far future", sql: `UPDATE api_keys SET revision = 9223372036854775806 WHERE id = :key`, odd: true},
 		{name: "organization's metadata that is a list", sql: ofOrganization(`metadata = '[1]'`), whole: true},
@@ -113,7 +113,8 @@ type badRowTrial struct {
 	load     *load
 	// broken names the rows that were more than their own key's or organization's matter.
 	broken []string
-	served answers
+	// answered are those whom they are about, served all others that were asked together.
+	answered, served answers
 }
 
 // badRowStored writes bad rows beside good ones, under load, and starts a replica on them.
@@ -141,11 +142,13 @@ func badRowStored(t *trial) {
 		}
 		t.exact(len(b.broken) == 0, "rows of keys and organizations that concern others: %d of %d %q", len(b.broken), len(rows), b.broken)
 		t.timed(len(b.served.except("allowed")) == 0, "good keys looked up together with bad ones: %v", b.served)
-		b.broken = nil
+		t.exact(true, "those whom they are about, where they are not just odd: none allowed; all of them: %v", b.answered)
+		b.broken, b.answered = nil, nil
 		for _, row := range callers {
 			b.caller(row, keys[0])
 		}
 		t.exact(len(b.broken) == 0, "rows of callers that concern others: %d of %d %q", len(b.broken), len(callers), b.broken)
+		t.exact(true, "and those: %v", b.answered)
 		b.fresh(keys, cold)
 	})
 }
@@ -169,10 +172,10 @@ func (b *badRowTrial) key(row badRow, owner authz.OrganizationID, bad, beside *k
 		for _, a := range all {
 			switch a.key {
 			case bad:
-				b.exact(row.odd || !a.allow, "%s: its key is %s", row.name, a.outcome())
+				b.own(row, row.odd || !a.allow, a)
 			case beside:
 				if row.whole {
-					b.exact(!a.allow, "%s: the other key of its organization is %s", row.name, a.outcome())
+					b.own(row, !a.allow, a)
 				} else {
 					b.served = append(b.served, a)
 				}
@@ -180,6 +183,15 @@ func (b *badRowTrial) key(row badRow, owner authz.OrganizationID, bad, beside *k
 				b.served = append(b.served, a)
 			}
 		}
+	}
+}
+
+// own keeps what was answered to those whom a bad row is about.
+func (b *badRowTrial) own(row badRow, kept bool, a *answer) {
+	b.Helper()
+	b.note("%s: %s", row.name, a.outcome())
+	if b.answered = append(b.answered, a); !kept {
+		b.exact(false, "%s: %s", row.name, a.outcome())
 	}
 }
 
@@ -204,7 +216,9 @@ func (b *badRowTrial) caller(row badRow, k *key) {
 	}
 	theirs := &key{secret: k.secret, id: k.id, stored: true, request: bytes.Replace(k.request, []byte(b.site.caller.Reveal()), []byte(token.Reveal()), 1)}
 	all := b.once(b.replicas, theirs)
-	b.exact(row.odd || all.allowed() == 0, "%s: it is answered %v", row.name, all)
+	for _, a := range all {
+		b.own(row, row.odd || !a.allow, a)
+	}
 }
 
 // store writes a bad row, and tells whether every replica applies it and lives.

@@ -57,10 +57,10 @@ func (s *site) readLookups() [][]string {
 
 var hexadecimal = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// opened counts the connections that replicas have opened.
+// opened counts the connections that were opened, whether or not they were of use then.
 func (s *site) opened() int {
 	s.Helper()
-	return strings.Count(s.postgresLog(), "application_name=keystile")
+	return strings.Count(s.postgresLog(), "connection received: ")
 }
 
 // coldStart asks a replica for everything as soon as it is ready. Each key is asked for
@@ -79,7 +79,7 @@ func coldStart(t *trial) {
 	for i := range either(t, 3, 1) {
 		before := len(s.readLookups())
 		r := s.start(1)[0]
-		answered := s.run(plan{to: []*replica{r}, keys: order, rate: either(t, 2000, 200), rounds: either(t, 2, 1)})
+		answered := s.run(plan{to: []*replica{r}, keys: order, rate: either(t, 2000, 200), rounds: either(t, 2, 1), connections: coldClients})
 		statements := r.metric(t, "keystile_store_lookup_statements_total")
 		failed := answered.where(func(a *answer) bool { return a.err != nil || a.status >= 500 })
 		t.exact(len(failed) == 0, "cold start %d: %v", i+1, answered)
@@ -98,6 +98,9 @@ func coldStart(t *trial) {
 		}
 	}
 }
+
+// coldClients are enough that none has to wait for another's first answer.
+const coldClients = 200
 
 // judgeReads states that each key was read once. What was given up is read again, as
 // often as something was undecided.
@@ -132,7 +135,7 @@ func droppingClients(t *trial) {
 	s.logStatements()
 	r := s.start(1)[0]
 	s.warm(s.replicas, known)
-	l := s.startLoad(plan{to: s.replicas, keys: known, rate: either(t, 300, 50), connections: 16})
+	l := s.startLoad(plan{to: s.replicas, keys: known, rate: either(t, 300, 50), connections: 64})
 	pause(time.Second)
 	goroutines := r.metric(t, "go_goroutines")
 	most, asked, sockets := 0, r.metric(t, "keystile_decisions_total{code=\"key_unknown\"}"), 0

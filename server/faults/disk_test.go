@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -91,7 +92,7 @@ func diskFull(t *trial) {
 	filling := s.keepFull(fill)
 	created, refused := s.changesUntilRefused(replicas[0])
 	// Its last uses are this replica's alone: each key is asked for once, there and nowhere else.
-	asked := s.run(plan{to: replicas[2:], keys: used, rate: either(t, 300, 150), connections: 16})
+	noted := s.useOnce(replicas[2:], used)
 	misses := s.run(plan{to: replicas[:2], keys: unheard, rate: 50})
 	revoked := known[0]
 	_, err := s.management(replicas[1]).RevokeKey(t.Context(), revoked.id.String())
@@ -111,7 +112,7 @@ func diskFull(t *trial) {
 		"known keys: %v; the last allowed %.1f s after the disk was full, stale_max is %v; /readyz then %d %s", during,
 		served[len(served)-1].sent.Sub(full).Seconds(), staleMax, code, word)
 	t.exact(refused == "503 unavailable", "after %d changes that still found room, a change is answered %s", created, refused)
-	s.judgeUses(replicas[2], used, asked) // before that replica is asked for anything else
+	s.judgeUses(replicas[2], used, noted) // before that replica is asked for anything else
 	s.judgeRecovery(replicas, revoked, known[1:], created)
 	l.stop()
 }
@@ -187,30 +188,39 @@ func (s *site) judgeRecovery(replicas []*replica, revoked *key, known []*key, cr
 	s.exact(within(patience, func() bool { return s.once(replicas, revoked).allowed() == 0 }), "with room again it is revoked on 3 replicas")
 }
 
-// judgeUses states what became of the uses that could not be written: each key was used
-// once, on one replica.
-func (s *site) judgeUses(r *replica, used []*key, asked answers) {
+// useOnce asks for each key until it is allowed, and then no more; it returns those that were.
+func (s *site) useOnce(replicas []*replica, keys []*key) map[*key]bool {
 	s.Helper()
 	noted := map[*key]bool{}
-	for _, a := range asked.where(func(a *answer) bool { return a.allow }) {
-		noted[a.key] = true
-	}
+	left := slices.Clone(keys)
+	within(patience, func() bool {
+		for _, a := range s.run(plan{to: replicas, keys: left, rate: either(s.trial, 300, 150), connections: 16}) {
+			if a.allow {
+				noted[a.key] = true
+			}
+		}
+		left = slices.DeleteFunc(left, func(k *key) bool { return noted[k] })
+		return len(left) == 0
+	})
+	return noted
+}
+
+// judgeUses states what became of the uses that could not be written: each key was used
+// once, on one replica.
+func (s *site) judgeUses(r *replica, used []*key, noted map[*key]bool) {
+	s.Helper()
 	count := func() (stored int) {
+		var ids []string
 		s.db(func(db *sqlx.DB) {
-			var found []string
-			if err := db.SelectContext(s.Context(), &found, `SELECT key_id::text FROM secret_uses`); err != nil {
+			if err := db.SelectContext(s.Context(), &ids, `SELECT key_id::text FROM secret_uses`); err != nil {
 				s.Fatal(err)
 			}
-			ids := map[string]bool{}
-			for _, id := range found {
-				ids[id] = true
-			}
-			for k := range noted {
-				if ids[uuidText(k)] {
-					stored++
-				}
-			}
 		})
+		for k := range noted {
+			if slices.Contains(ids, uuidText(k)) {
+				stored++
+			}
+		}
 		return stored
 	}
 	dropped := func() int { return int(r.metric(s.trial, "keystile_store_dropped_uses_total")) }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -30,13 +31,20 @@ const (
 type floodOrder struct {
 	Address, Caller string
 	Connections     int
+	// Arrive is the time within which they connect, one after the other. Every is how
+	// often each asks one check, at times of chance; 0 is as fast as it is answered.
+	Arrive, Every time.Duration
 	// Keys are the texts that are presented in turn; without them each is a new one that
 	// nobody has stored, with the right checksum.
 	Keys []string
 }
 
 // floodResult is what it writes at its end.
-type floodResult struct{ Answered, Allowed, Denied, Undecided, Broken int64 }
+type floodResult struct {
+	Answered, Allowed, Denied, Undecided, Broken int64
+	// Slowest is the longest that an answer took.
+	Slowest time.Duration
+}
 
 func (r floodResult) String() string {
 	return fmt.Sprintf("%d asked: %d allowed, %d denied, %d undecided, %d other", r.Answered, r.Allowed, r.Denied, r.Undecided, r.Broken)
@@ -49,10 +57,10 @@ type flood struct {
 	end     func() floodResult
 }
 
-// startFlood starts it; without keys it presents unknown ones.
-func (s *site) startFlood(r *replica, connections int, keys ...*key) *flood {
+// startFlood starts it, as the order says; without keys it presents unknown ones.
+func (s *site) startFlood(r *replica, order floodOrder, keys ...*key) *flood {
 	s.Helper()
-	order := floodOrder{Address: r.address(), Caller: s.caller.Reveal(), Connections: connections}
+	order.Address, order.Caller = r.address(), s.caller.Reveal()
 	for _, k := range keys {
 		order.Keys = append(order.Keys, k.secret.Reveal())
 	}
@@ -98,14 +106,18 @@ func runFlood(in io.Reader, out io.Writer) error {
 		return err
 	}
 	var workers sync.WaitGroup
-	for range f.Connections {
-		workers.Go(f.work)
+	for i := range f.Connections {
+		workers.Go(func() {
+			if f.wait(f.Arrive * time.Duration(i) / time.Duration(f.Connections)) {
+				f.work()
+			}
+		})
 	}
 	_, _ = io.Copy(io.Discard, input) // until it is closed
 	close(f.quit)
 	workers.Wait()
 	return json.NewEncoder(out).Encode(floodResult{
-		f.answered.Load(), f.allowed.Load(), f.denied.Load(), f.undecided.Load(), f.broken.Load(),
+		f.answered.Load(), f.allowed.Load(), f.denied.Load(), f.undecided.Load(), f.broken.Load(), f.slowest,
 	})
 }
 
@@ -117,6 +129,19 @@ type flooding struct {
 	quit   chan struct{}
 
 	asked, answered, allowed, denied, undecided, broken atomic.Int64
+
+	mu      sync.Mutex
+	slowest time.Duration
+}
+
+// wait tells whether to go on after some time.
+func (f *flooding) wait(d time.Duration) bool {
+	select {
+	case <-f.quit:
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // text is the next key that is presented: all have the same length.
@@ -139,31 +164,36 @@ func (f *flooding) work() {
 	body := fmt.Sprintf(`{"key":%q,"method":"GET","path":%q}`, text, path)
 	one := fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: keystile\r\nAuthorization: Bearer %s\r\n"+
 		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", f.Caller, len(body), body)
-	at, batch := bytes.LastIndex(one, []byte(text)), bytes.Repeat(one, pipelined)
-	for {
-		select {
-		case <-f.quit:
-			return
-		default:
-		}
-		for i := range pipelined {
+	at, together := bytes.LastIndex(one, []byte(text)), pipelined
+	if f.Every > 0 {
+		together = 1
+	}
+	batch := bytes.Repeat(one, together)
+	for gap := time.Duration(0); f.wait(gap); gap = f.Every/2 + rand.N(max(1, f.Every)) {
+		for i := range together {
 			copy(batch[i*len(one)+at:], f.text())
 		}
-		if err := f.exchange(c, reader, batch); err != nil {
+		if err := f.exchange(c, reader, batch, together); err != nil {
 			f.broken.Add(1)
 			return
 		}
 	}
 }
 
-func (f *flooding) exchange(c net.Conn, reader *bufio.Reader, batch []byte) error {
+func (f *flooding) exchange(c net.Conn, reader *bufio.Reader, batch []byte, together int) error {
+	sent := time.Now()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.slowest = max(f.slowest, time.Since(sent))
+	}()
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if _, err := c.Write(batch); err != nil {
 		return err
 	}
-	for range pipelined {
+	for range together {
 		status, decision, err := readHeader(reader)
 		if err != nil {
 			return err

@@ -15,14 +15,14 @@ func unknownKeys(t *trial) {
 	known, unheard := s.addKeys(50, plenty()), s.addKeys(rounds*rate*int(length/time.Second), plenty())
 	r := s.start(1)[0]
 	s.warm(s.replicas, known)
-	l := s.startLoad(plan{to: s.replicas, keys: known, rate: either(t, 300, 50), connections: 16})
+	l := s.startLoad(plan{to: s.replicas, keys: known, rate: either(t, 300, 50), connections: 64})
 	before := s.worn(r, known)
 	stopWatching, stopCounting := s.watchMemory(r), s.watchStatements(r)
 	var asked, undecided, other int64
 	var found answers
 	lasted := time.Duration(0)
 	all := s.takeTurns(rounds, either(t, 2*time.Second, time.Second), either(t, time.Second, 0), func() {
-		f := s.startFlood(r, either(t, floodConnections, 16))
+		f := s.startFlood(r, floodOrder{Connections: either(t, floodConnections, 16)})
 		part := unheard[len(found):][:len(unheard)/rounds]
 		found = append(found, s.run(plan{to: s.replicas, keys: part, rate: rate, connections: 12})...)
 		result := f.end()

@@ -1,0 +1,120 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// scriptedSource answers look-ups as a test says; it has no other part of a source.
+type scriptedSource struct {
+	source
+
+	look func([]authz.Digest) (map[authz.Digest]*cachedKey, error)
+	mu   sync.Mutex
+	read map[authz.Digest]int
+}
+
+func (s *scriptedSource) lookup(
+	_ context.Context, digests []authz.Digest, _ *organizationCache,
+) (map[authz.Digest]*cachedKey, error) {
+	s.mu.Lock()
+	for _, d := range digests {
+		s.read[d]++
+	}
+	s.mu.Unlock()
+	return s.look(digests)
+}
+
+// foundAll has a key for every digest.
+func foundAll(digests []authz.Digest) map[authz.Digest]*cachedKey {
+	found := map[authz.Digest]*cachedKey{}
+	for _, d := range digests {
+		found[d] = &cachedKey{
+			key: &authz.Key{ID: authz.NewKeyID(time.Now()), Organization: &authz.Organization{}}, secret: &authz.KeySecret{}, asOf: 1,
+		}
+	}
+	return found
+}
+
+func newScriptedLookups(t *testing.T, look func([]authz.Digest) (map[authz.Digest]*cachedKey, error)) (*lookups, *scriptedSource) {
+	t.Helper()
+	s := &scriptedSource{look: look, read: map[authz.Digest]int{}}
+	return newLookups(s, newTestCache(t, 1<<20), DefaultLookupBudget), s
+}
+
+// A statement that is late holds up nobody who asks for something else, and what it
+// finds out is not lost.
+func TestLookups_ALateStatementHoldsUpNoOther(t *testing.T) {
+	late := digestOf(1)
+	l, s := newScriptedLookups(t, func(digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+		if digests[0] == late {
+			<-time.After(800 * time.Millisecond)
+		}
+		return foundAll(digests), nil
+	})
+	ask := func(n int) ([]*cachedKey, error) {
+		return l.find(t.Context(), authz.CallerID{}, []authz.Digest{digestOf(n)})
+	}
+	if _, err := ask(1); !errors.Is(err, errLookupTimeout) {
+		t.Fatalf("of a statement that is late: %v", err)
+	}
+	for n := 2; n < 50; n++ {
+		if got, err := ask(n); err != nil || got[0].key == nil {
+			t.Fatalf("behind a statement that is late: %v, %v", got, err)
+		}
+	}
+	l.close()
+	if e := l.cache.get(late); e == nil || e.key == nil || s.read[late] != 1 {
+		t.Errorf("what the late one has found is lost: %v, read %d times", e, s.read[late])
+	}
+}
+
+// A Postgres that answers nothing has a bounded number of statements in flight, and
+// whoever asks is told in time.
+func TestLookups_StatementsInFlightAreBounded(t *testing.T) {
+	release, flying, most := make(chan struct{}), 0, 0
+	var mu sync.Mutex
+	l, _ := newScriptedLookups(t, func([]authz.Digest) (map[authz.Digest]*cachedKey, error) {
+		mu.Lock()
+		flying++
+		most = max(most, flying)
+		mu.Unlock()
+		<-release
+		return nil, authz.Unavailable("look up a key", errLookupTimeout)
+	})
+	var group sync.WaitGroup
+	for n := range 200 {
+		<-time.After(10 * time.Millisecond)
+		group.Go(func() {
+			if _, err := l.find(t.Context(), authz.CallerID{}, []authz.Digest{digestOf(n)}); authz.KindOf(err) != authz.KindUnavailable {
+				t.Errorf("not told: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	if most > checkPoolSize {
+		t.Errorf("%d statements at a time, the pool has %d connections", most, checkPoolSize)
+	}
+	close(release)
+	l.close()
+}
+
+// Who has looked into memory just before the answer came does not have it read again.
+func TestLookups_WhatWasJustAnsweredIsNotReadAgain(t *testing.T) {
+	l, s := newScriptedLookups(t, func(digests []authz.Digest) (map[authz.Digest]*cachedKey, error) { return foundAll(digests), nil })
+	d := digestOf(1)
+	for range 2 { // the second has missed it in memory, and comes when nothing is in flight
+		if got, err := l.find(t.Context(), authz.CallerID{}, []authz.Digest{d}); err != nil || got[0].key == nil {
+			t.Fatal(got, err)
+		}
+	}
+	l.close()
+	if s.read[d] != 1 {
+		t.Errorf("read %d times", s.read[d])
+	}
+}
