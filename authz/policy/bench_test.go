@@ -2,16 +2,19 @@ package policy
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 
 	"github.com/supportstation/keystile/authz"
 )
 
+// benchmark asks from another address each time, so that no verdict is remembered.
 func benchmark(b *testing.B, k *authz.Key, c *authz.Check) {
 	b.Helper()
 	e := NewEngine(mustLoad(b, shipped()))
 	b.ReportAllocs()
-	for b.Loop() {
+	for i := 0; b.Loop(); i++ {
+		c.ClientIP = netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 		if _, err := e.Evaluate(context.Background(), k, c); err != nil {
 			b.Fatal(err)
 		}
@@ -26,6 +29,16 @@ func BenchmarkEvaluate_AllowedCheck(b *testing.B) {
 		c.Action = "tickets:read"
 		benchmark(b, exampleKey(), c)
 	})
+}
+
+func BenchmarkEvaluate_TheSameAgain(b *testing.B) {
+	e, k, c := NewEngine(mustLoad(b, shipped())), exampleKey(), exampleCheck("GET", "/api/v1/tickets")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := e.Evaluate(context.Background(), k, c); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func BenchmarkEvaluate_DeniedCheck(b *testing.B) {

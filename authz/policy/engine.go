@@ -36,6 +36,7 @@ type Engine struct {
 	held    *holding
 	lane    *lane
 	stacks  *stacks
+	known   *verdicts
 	budget  time.Duration
 }
 
@@ -49,7 +50,7 @@ func WithBudget(d time.Duration) Option { return func(e *Engine) { e.budget = d 
 // NewEngine returns an Engine with its first policy. A nil Snapshot is none:
 // nothing can be decided until Swap.
 func NewEngine(s *Snapshot, options ...Option) *Engine {
-	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), stacks: newStacks(), budget: DefaultBudget}
+	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), stacks: newStacks(), known: newVerdicts(), budget: DefaultBudget}
 	for _, option := range options {
 		option(e)
 	}
@@ -65,6 +66,7 @@ func (e *Engine) Swap(s *Snapshot) {
 	}
 	e.current.Store(s)
 	e.held.forget()
+	e.known.forget()
 }
 
 // Revision implements authz.PolicyEvaluator.
@@ -80,7 +82,7 @@ func (e *Engine) Revision() string {
 // true allows: undefined, another type, a conflict, an error of a builtin, a
 // timeout and a panic are errors.
 //
-// Where there are thousands of goroutines, it runs on one of a few. Of what policies call, only a builtin with
+// What was asked twice in a row is remembered: see verdicts. Where there are thousands of goroutines, it runs on one of a few. Of what policies call, only a builtin with
 // large operands can outlive the budget; at most one such call is left running at
 // a time, and the key that caused it is held back (ErrHeldBack) until it ends.
 func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (authz.Verdict, error) {
@@ -88,8 +90,22 @@ func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (au
 	if s == nil {
 		return authz.Verdict{}, ErrNoPolicy
 	}
+	switch {
+	case k.Organization == nil:
+		return authz.Verdict{Revision: s.revision}, errNoOrganization
+	case e.held.holds(k):
+		return authz.Verdict{Revision: s.revision}, ErrHeldBack
+	}
+	a := askedOf(s, k, c)
+	known, ok, hash := e.known.find(&a, c.Segments)
+	if ok {
+		return known, nil
+	}
 	v, err := e.stacks.evaluate(ctx, e, s, k, c)
 	v.Revision = s.revision
+	if err == nil {
+		e.known.keep(&a, c.Segments, hash, v)
+	}
 	return v, err
 }
 
@@ -99,12 +115,6 @@ func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *aut
 			err = fmt.Errorf("evaluate the policy: panic: %v", r)
 		}
 	}()
-	if k.Organization == nil {
-		return v, errNoOrganization
-	}
-	if e.held.holds(k) {
-		return v, ErrHeldBack
-	}
 	input, err := e.names.input(k, c)
 	if err != nil {
 		return v, fmt.Errorf("make the policy's input: %w", err)
