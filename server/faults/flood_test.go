@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -20,7 +19,8 @@ import (
 )
 
 const (
-	// pipelined is how many checks a connection of a flood has asked and not read yet.
+	// pipelined is how many checks a connection of a flood has asked and not read yet, when
+	// nothing else is said.
 	pipelined = 16
 	// floodVariable makes the test's own program a flood, see TestMain.
 	floodVariable = "KEYSTILE_FAULTS_FLOOD"
@@ -31,9 +31,12 @@ const (
 type floodOrder struct {
 	Address, Caller string
 	Connections     int
-	// Arrive is the time within which they connect, one after the other. Every is how
-	// often each asks one check, at times of chance; 0 is as fast as it is answered.
+	// Arrive is the time within which they connect, one after the other, and in the end
+	// leave. Every is how
+	// often each asks, where what is late is caught up with; 0 is as fast as it is answered.
 	Arrive, Every time.Duration
+	// Together is how many checks each asks at a time; 0 is one with Every, pipelined without.
+	Together int
 	// Keys are the texts that are presented in turn; without them each is a new one that
 	// nobody has stored, with the right checksum.
 	Keys []string
@@ -41,17 +44,18 @@ type floodOrder struct {
 
 // floodResult is what it writes at its end.
 type floodResult struct {
-	Answered, Allowed, Denied, Undecided, Broken int64
+	Answered, Allowed, Denied, Limited, Undecided, Broken int64
 	// Slowest is the longest that an answer took.
 	Slowest time.Duration
 }
 
 func (r floodResult) String() string {
-	return fmt.Sprintf("%d asked: %d allowed, %d denied, %d undecided, %d other", r.Answered, r.Allowed, r.Denied, r.Undecided, r.Broken)
+	return fmt.Sprintf("%d asked: %d allowed, %d denied, %d limited, %d undecided, %d other",
+		r.Answered, r.Allowed, r.Denied, r.Limited, r.Undecided, r.Broken)
 }
 
-// flood is a process that asks as fast as it is answered with what time the machine has
-// left: it stands for clients elsewhere, and takes no core from the service.
+// flood is a process that asks with what time the machine has left: it stands for clients
+// elsewhere, and takes no core from the service.
 type flood struct {
 	started time.Time
 	end     func() floodResult
@@ -108,8 +112,9 @@ func runFlood(in io.Reader, out io.Writer) error {
 	var workers sync.WaitGroup
 	for i := range f.Connections {
 		workers.Go(func() {
-			if f.wait(f.Arrive * time.Duration(i) / time.Duration(f.Connections)) {
-				f.work()
+			turn := f.Arrive * time.Duration(i) / time.Duration(f.Connections)
+			if f.wait(turn) {
+				f.work(turn)
 			}
 		})
 	}
@@ -117,7 +122,7 @@ func runFlood(in io.Reader, out io.Writer) error {
 	close(f.quit)
 	workers.Wait()
 	return json.NewEncoder(out).Encode(floodResult{
-		f.answered.Load(), f.allowed.Load(), f.denied.Load(), f.undecided.Load(), f.broken.Load(), f.slowest,
+		f.answered.Load(), f.allowed.Load(), f.denied.Load(), f.limited.Load(), f.undecided.Load(), f.broken.Load(), f.slowest,
 	})
 }
 
@@ -128,7 +133,7 @@ type flooding struct {
 	format authz.KeyFormat
 	quit   chan struct{}
 
-	asked, answered, allowed, denied, undecided, broken atomic.Int64
+	asked, answered, allowed, denied, limited, undecided, broken atomic.Int64
 
 	mu      sync.Mutex
 	slowest time.Duration
@@ -153,23 +158,31 @@ func (f *flooding) text() string {
 	return f.format.Generate(authz.EnvironmentLive).Reveal()
 }
 
-func (f *flooding) work() {
+// work is one connection, which leaves some time after the end.
+func (f *flooding) work(leave time.Duration) {
 	c, err := net.DialTimeout("tcp", f.Address, giveUp)
 	if err != nil {
 		f.broken.Add(1)
 		return
 	}
-	defer func() { _ = c.Close() }()
+	defer func() {
+		pause(leave)
+		_ = c.Close()
+	}()
 	reader, text := bufio.NewReader(c), f.text()
 	body := fmt.Sprintf(`{"key":%q,"method":"GET","path":%q}`, text, path)
 	one := fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: keystile\r\nAuthorization: Bearer %s\r\n"+
 		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", f.Caller, len(body), body)
-	at, together := bytes.LastIndex(one, []byte(text)), pipelined
-	if f.Every > 0 {
+	at, together := bytes.LastIndex(one, []byte(text)), f.Together
+	switch {
+	case together > 0:
+	case f.Every > 0:
 		together = 1
+	default:
+		together = pipelined
 	}
 	batch := bytes.Repeat(one, together)
-	for gap := time.Duration(0); f.wait(gap); gap = f.Every/2 + rand.N(max(1, f.Every)) {
+	for due := time.Now(); f.wait(time.Until(due)); due = due.Add(f.Every) {
 		for i := range together {
 			copy(batch[i*len(one)+at:], f.text())
 		}
@@ -204,6 +217,8 @@ func (f *flooding) exchange(c net.Conn, reader *bufio.Reader, batch []byte, toge
 			f.allowed.Add(1)
 		case status == 200 && decision == "deny":
 			f.denied.Add(1)
+		case status == 200 && decision == "limited":
+			f.limited.Add(1)
 		case status == 200 && decision == "error":
 			f.undecided.Add(1)
 		default:

@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +28,12 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		return
+	}
+	flag.Parse()
+	if *fullForm {
+		// Who measures does not collect garbage meanwhile: attempt does, between rows.
+		debug.SetGCPercent(-1)
+		debug.SetMemoryLimit(2 << 30)
 	}
 	code := m.Run()
 	if *fullForm {
@@ -114,6 +122,9 @@ type figure struct {
 func attempt(t *testing.T, r row) {
 	t.Helper()
 	tr := &trial{T: t, full: *fullForm}
+	if tr.full {
+		runtime.GC()
+	}
 	started := time.Now()
 	if tr.full {
 		fmt.Fprintf(os.Stderr, "row %2d  %s …\n", r.number, r.fault)

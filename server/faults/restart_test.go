@@ -2,20 +2,24 @@ package faults
 
 import (
 	"time"
+
+	"github.com/jmoiron/sqlx"
 )
 
 // replicaKilled kills one of three replicas. Those who balance load notice it by its
 // broken connections.
 func replicaKilled(t *trial) {
 	s := newSite(t)
-	keys := s.addKeys(50, plenty())
+	keys, used := s.addKeys(50, plenty()), s.addKeys(either(t, 900, 500), plenty())
 	replicas := s.start(either(t, 3, 2))
 	s.warm(replicas, keys)
 	dead, others := replicas[0], replicas[1:]
 	l := s.startLoad(plan{to: replicas, keys: keys, rate: either(t, 1500, 150)})
-	pause(either(t, 4*time.Second, time.Second))
+	uses := s.startLoad(plan{to: replicas[:1], keys: used, rate: 200, rounds: 1}) // each once, and there alone
+	pause(either(t, 4*time.Second, 2*time.Second))
 	died := dead.kill()
 	l.leave(dead)
+	asked := uses.stop()
 	pause(either(t, 4*time.Second, time.Second))
 	all := l.stop()
 	after := all.to(others...).where(func(a *answer) bool { return a.done.After(died) })
@@ -31,7 +35,35 @@ func replicaKilled(t *trial) {
 	r := w.finish()
 	t.exact(r.receipt.Replicas == len(replicas) && len(r.receipt.Silent) >= 1, "a receipt names the dead one: %d of %d replicas silent",
 		len(r.receipt.Silent), r.receipt.Replicas)
-	t.missing("usage that the dead replica lost: nothing counts usage yet")
+	s.judgeLostUses(asked, died)
+}
+
+// judgeLostUses states which uses were lost with a replica: each key was used once, there.
+// What is known of usage today is when each secret was used last.
+func (s *site) judgeLostUses(asked answers, died time.Time) {
+	s.Helper()
+	var rows []string
+	s.db(func(db *sqlx.DB) {
+		if err := db.SelectContext(s.Context(), &rows, `SELECT key_id::text FROM secret_uses`); err != nil {
+			s.Fatal(err)
+		}
+	})
+	stored := map[string]int{}
+	for _, id := range rows {
+		stored[id]++
+	}
+	noted, lost, twice, oldest := 0, 0, 0, time.Duration(0)
+	for _, a := range asked.where(func(a *answer) bool { return a.allow }) {
+		noted++
+		switch n := stored[uuidText(a.key)]; {
+		case n > 1:
+			twice++
+		case n == 0:
+			lost, oldest = lost+1, max(oldest, died.Sub(a.done))
+		}
+	}
+	s.exact(noted > 0 && lost < noted && twice == 0, "of %d uses there %d were lost, %d are there twice", noted, lost, twice)
+	s.timed(oldest <= time.Second, "the oldest of those by %s before its end (≤ 1 s)", ms(oldest))
 }
 
 // rollingRestart replaces every replica, again and again: the new one is ready before the
@@ -44,7 +76,7 @@ func rollingRestart(t *trial) {
 	s.warm(serving, keys)
 	l := s.startLoad(plan{to: serving, keys: keys, rate: either(t, 2000, 100)})
 	restarts := 0
-	for restarts < either(t, 3, 2) || t.full && l.next.Load() < wanted {
+	for restarts < either(t, 3, 2) || t.full && l.next.Load() < wanted+defaultConnections {
 		fresh := s.start(1)[0]
 		l.join(fresh)
 		if err := serving[0].terminate(); err != nil {
