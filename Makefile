@@ -28,7 +28,7 @@ build: install-run ## build bin/keystile and the example apps
 	$(step) build go build -buildvcs=$(vcs) -o bin/ . ./sdk/examples/tickets ./sdk/examples/customers
 
 .PHONY: test
-test: test-go test-policies test-e2e verify lint ## everything that a change must pass
+test: test-go test-policies test-e2e test-faults verify lint ## everything that a change must pass
 
 .PHONY: test-go
 test-go: install-test ## test the packages, with the race detector, on real servers
@@ -37,6 +37,10 @@ test-go: install-test ## test the packages, with the race detector, on real serv
 .PHONY: test-e2e
 test-e2e: install-test ## test the whole program, over HTTP and from its command line
 	$(step) test-e2e $(race) .
+
+.PHONY: test-faults
+test-faults: install-test ## try every promise under faults in its quick form: codes and counts, no times
+	$(step) test-faults go test -timeout 10m -parallel 4 ./server/faults
 
 .PHONY: test-policies
 test-policies: ## check, format, test (coverage 100) and lint the policies

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,11 +42,13 @@ type finding struct {
 type examination struct {
 	Findings []finding `json:"findings" yaml:"findings"`
 	// Missing are changes of the exported audit log that the database lacks.
-	Missing []missingChange `json:"missing" yaml:"missing"`
+	Missing []exportedChange `json:"missing" yaml:"missing"`
 }
 
-// missingChange is one of them, as the export has it.
-type missingChange struct {
+// exportedChange is a row of the audit log, as the export has it.
+type exportedChange struct {
+	id authz.EventID
+
 	ID           string    `json:"id"              yaml:"id"`
 	At           time.Time `json:"at"              yaml:"at"`
 	Action       string    `json:"action"          yaml:"action"`
@@ -67,8 +70,8 @@ was exported before (keystile audit-log export): it lists the changes that the
 database lacks, so that what was revoked can be revoked again. Replicas that were
 running keep what they had seen revoked; one that starts afterwards does not know.
 
-Exit status 3 when the configuration does not fit, 4 when changes are missing, 7 when
-Postgres or Redis does not answer. Warnings alone are 0.`,
+Exit status 4 when changes are missing, else 7 when Postgres or Redis does not answer,
+else 3 when the configuration does not fit. Warnings alone are 0.`,
 		Example: "  keystile doctor\n  keystile doctor --audit-log platform.jsonl --audit-log acme.jsonl",
 		Args:    cobra.NoArgs,
 	}
@@ -93,8 +96,8 @@ Postgres or Redis does not answer. Warnings alone are 0.`,
 	return cmd
 }
 
-func examine(ctx context.Context, cfg Config, exported []missingChange) *examination {
-	e := &examination{Findings: []finding{}, Missing: []missingChange{}}
+func examine(ctx context.Context, cfg Config, exported []exportedChange) *examination {
+	e := &examination{Findings: []finding{}, Missing: []exportedChange{}}
 	d, err := store.Diagnose(ctx, store.Options{URL: cfg.DatabaseURL, Peppers: cfg.Peppers, Deployment: cfg.Deployment})
 	if err != nil {
 		e.add("postgres", exitDependency, "%v; check KEYSTILE_DATABASE_URL (%s) and the server", err, cfg.DatabaseURL)
@@ -207,8 +210,8 @@ func (e *examination) policies(ctx context.Context, cfg Config) {
 }
 
 // readExports reads what `audit-log export` wrote.
-func readExports(names []string) ([]missingChange, error) {
-	var all []missingChange
+func readExports(names []string) ([]exportedChange, error) {
+	var all []exportedChange
 	for _, name := range names {
 		file, err := os.Open(name) //nolint:gosec // the operator names the file
 		if err != nil {
@@ -216,9 +219,14 @@ func readExports(names []string) ([]missingChange, error) {
 		}
 		lines := bufio.NewScanner(file)
 		lines.Buffer(nil, 16<<20)
-		for n := 1; lines.Scan(); n++ {
-			var c missingChange
-			if err := json.Unmarshal(lines.Bytes(), &c); err != nil || c.ID == "" || c.Action == "" {
+		n := 1
+		for ; lines.Scan(); n++ {
+			var c exportedChange
+			err := json.Unmarshal(lines.Bytes(), &c)
+			if err == nil {
+				err = c.id.UnmarshalText([]byte(c.ID))
+			}
+			if err != nil || c.Action == "" {
 				return nil, errors.Join(fmt.Errorf("--audit-log: %s:%d is not a row that `keystile audit-log export` writes", name, n), file.Close())
 			}
 			all = append(all, c)
@@ -226,21 +234,23 @@ func readExports(names []string) ([]missingChange, error) {
 		if err := errors.Join(lines.Err(), file.Close()); err != nil {
 			return nil, fmt.Errorf("--audit-log: %s: %w", name, err)
 		}
+		if n == 1 {
+			return nil, fmt.Errorf("--audit-log: %s is empty: nothing can be compared with it; an export has a row at least", name)
+		}
 	}
+	// The order in which they were made, whatever files they come from.
+	slices.SortStableFunc(all, func(a, b exportedChange) int { return a.At.Compare(b.At) })
 	return all, nil
 }
 
 // missing compares the exported audit log with the database.
-func (e *examination) missing(ctx context.Context, cfg Config, exported []missingChange) {
+func (e *examination) missing(ctx context.Context, cfg Config, exported []exportedChange) {
 	if len(exported) == 0 {
 		return
 	}
 	ids := make([]authz.EventID, len(exported))
 	for i, c := range exported {
-		if err := ids[i].UnmarshalText([]byte(c.ID)); err != nil {
-			e.add("audit-log", exitInvalid, "the export has a row whose id is none")
-			return
-		}
+		ids[i] = c.id
 	}
 	missing, err := store.MissingEvents(ctx, cfg.DatabaseURL, ids)
 	if err != nil {
@@ -276,13 +286,17 @@ func (e *examination) print(w io.Writer, output string) error {
 	})
 }
 
-// err is the worst that was found; warnings are none.
+// err is the worst that was found: what is missing, then who does not answer, then what
+// does not fit. Warnings are none.
 func (e *examination) err() error {
 	found, code := 0, 0
 	for _, f := range e.Findings {
-		if f.State == "error" {
-			found++
-			code = max(code, f.code)
+		if f.State != "error" {
+			continue
+		}
+		found++
+		if f.code == exitFindings || code != exitFindings && f.code > code {
+			code = f.code
 		}
 	}
 	if found == 0 {

@@ -110,11 +110,22 @@ func TestDoctor_ListsTheChangesThatARestoredDatabaseLacks(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &said); err != nil || code != exitFindings || len(said.Missing) != 1 || said.Missing[0].Target != row.Target {
 		t.Errorf("%d %s%s: %v", code, out, talk, err)
 	}
-	if err := os.WriteFile(export, []byte("{}\n"), 0o600); err != nil {
-		t.Fatal(err)
+	// What is missing is worse than a Redis that does not answer.
+	redis := env["KEYSTILE_REDIS_URL"]
+	env["KEYSTILE_REDIS_URL"] = "redis://:tests@127.0.0.1:1"
+	if code, out, talk := runProgram(t, env, "doctor", "--audit-log", export); code != exitFindings {
+		t.Errorf("%d %s%s", code, out, talk)
 	}
-	if code, _, talk := runProgram(t, env, "doctor", "--audit-log", export); code != exitUsage || !strings.Contains(talk, "export.jsonl:1") {
-		t.Errorf("%d %s", code, talk)
+	env["KEYSTILE_REDIS_URL"] = redis
+	for text, says := range map[string]string{
+		"{}\n": "export.jsonl:1", line + `{"id":"x","action":"key.revoke"}` + "\n": "export.jsonl:2", "": "is empty",
+	} {
+		if err := os.WriteFile(export, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if code, _, talk := runProgram(t, env, "doctor", "--audit-log", export); code != exitUsage || !strings.Contains(talk, says) {
+			t.Errorf("%q: %d %s", text, code, talk)
+		}
 	}
 }
 

@@ -192,10 +192,10 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 	}
 
 	found, err := c.keys.FindKey(ctx, q.Caller.id(), q.Presented.hash)
-	if KindOf(err) == KindThrottled {
-		return nil, err //nolint:wrapcheck // the port says what it means
-	}
 	if err != nil {
+		if KindOf(err) == KindThrottled {
+			return nil, err //nolint:wrapcheck // the port says what it means
+		}
 		d.Degraded.Store = true
 		return c.finish(d.undecided("The key could not be looked up.", err)), nil
 	}

@@ -87,14 +87,14 @@ func (s *Store) diagnose(ctx context.Context, d *Diagnosis) error {
 	if wrong != nil {
 		d.Peppers = wrong
 	}
-	if err := s.diagnoseAdmins(ctx, d); err != nil {
+	if err := s.diagnoseAdmins(ctx, row.Now, d); err != nil {
 		return err
 	}
 	d.Replicas, d.Revision, err = s.Replicas(ctx)
 	return err
 }
 
-func (s *Store) diagnoseAdmins(ctx context.Context, d *Diagnosis) error {
+func (s *Store) diagnoseAdmins(ctx context.Context, now time.Time, d *Diagnosis) error {
 	var row struct {
 		N            int          `db:"n"`
 		Until        sql.NullTime `db:"until"`
@@ -102,10 +102,8 @@ func (s *Store) diagnoseAdmins(ctx context.Context, d *Diagnosis) error {
 	}
 	err := s.manage.GetContext(ctx, &row, `
 		SELECT count(DISTINCT a.id) AS n, max(LEAST(a.expires_at, t.expires_at)) AS until,
-			EXISTS (SELECT FROM settings WHERE name = $1) AS bootstrapped
-		FROM admins a JOIN admin_tokens t ON t.admin_id = a.id
-		WHERE a.role = 'platform_admin' AND a.revoked_at IS NULL AND a.expires_at > now()
-			AND t.revoked_at IS NULL AND t.expires_at > now()`, bootstrappedSetting)
+			EXISTS (SELECT FROM settings WHERE name = $2) AS bootstrapped
+		`+liveAdmins+` AND a.role = 'platform_admin'`, now, bootstrappedSetting)
 	d.PlatformAdmins, d.AdminsUntil, d.Bootstrapped = row.N, utc(row.Until), row.Bootstrapped
 	return translate("count the platform's admins", err)
 }

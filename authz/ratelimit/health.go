@@ -1,13 +1,18 @@
 package ratelimit
 
-import "github.com/supportstation/keystile/authz"
+import (
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
 
 // Health tells how the limiter is. Its fields are figures for operators; counts are
 // since the start.
 type Health struct {
 	// Mode is how the next charge would be counted.
 	Mode authz.LimiterMode `json:"mode"`
-	// Degraded tells that Redis is stood in for.
+	// Degraded tells that Redis is stood in for, or was within the last two seconds: of a
+	// cluster a part may be away, for which Mode is still exact.
 	Degraded bool `json:"degraded"`
 	// Breaker is closed while Redis is asked, open while it is away, and settling
 	// while it is told what was admitted without it; empty without a Redis.
@@ -52,7 +57,18 @@ func (l *Limiter) Health() Health {
 		return h
 	case !l.breaker.allow():
 		h.Mode, h.Degraded = l.mode, true
+	case l.lately():
+		h.Degraded = true
 	}
 	h.Breaker = l.breaker.String()
 	return h
+}
+
+// degradedFor is how long a charge that was stood in for is told of.
+const degradedFor = 2 * time.Second
+
+// lately tells whether a charge was stood in for lately.
+func (l *Limiter) lately() bool {
+	at := l.lastStoodIn.Load()
+	return at != 0 && time.Since(l.made)-time.Duration(at) < degradedFor
 }

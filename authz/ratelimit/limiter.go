@@ -57,6 +57,9 @@ type Limiter struct {
 	keeper   keeper
 	log      *slog.Logger
 
+	// lastStoodIn is how long after made a charge was last stood in for; 0 is never.
+	made        time.Time
+	lastStoodIn atomic.Int64
 	// lastFailed is the bucket whose charge failed last.
 	lastFailed atomic.Pointer[string]
 
@@ -85,7 +88,7 @@ func New(o Options) (*Limiter, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Limiter{local: stand, mode: o.OnOutage, breaker: new(breaker), log: o.Logger}
+	l := &Limiter{local: stand, mode: o.OnOutage, breaker: new(breaker), log: o.Logger, made: time.Now()}
 	if o.URL == "" {
 		return l, nil
 	}
@@ -264,6 +267,7 @@ func isBadBucket(err error) bool {
 // standIn answers in the declared mode.
 func (l *Limiter) standIn(bucket string, r authz.Rate, cost int) authz.Charge {
 	l.stoodIn.Add(1)
+	l.lastStoodIn.Store(int64(time.Since(l.made)))
 	mode := l.mode
 	if l.client == nil {
 		mode = authz.LimiterLocal // there is nothing that could be away

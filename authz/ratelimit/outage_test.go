@@ -217,3 +217,20 @@ func TestKeeper_SettlesAlsoWhatWasStoodInForWithoutAnOutage(t *testing.T) {
 	}
 	eventually(t, "the keeper's end", func() bool { return !l.keeper.running.Load() })
 }
+
+// Of a cluster a part may be away while the breaker stays closed: health tells it.
+func TestHealth_WhatWasStoodInForIsToldForAWhile(t *testing.T) {
+	l := newLimiter(t, Options{URL: "redis://127.0.0.1:1"})
+	if h := l.Health(); h.Degraded {
+		t.Errorf("before any charge: %+v", h)
+	}
+	charge(t, l, newKey(), perHour(8)) // one failure does not open the breaker
+	if h := l.Health(); !h.Degraded {
+		t.Errorf("after a charge that was stood in for: %+v", h)
+	}
+	l.made = l.made.Add(-degradedFor)
+	l.breaker.close()
+	if h := l.Health(); h.Degraded {
+		t.Errorf("long after it: %+v", h)
+	}
+}
