@@ -9,7 +9,7 @@ endif
 
 root := github.com/supportstation/keystile
 step := @.ci/step
-race := go test -race -shuffle=on -timeout 10m
+race := .ci/race
 # A work tree that git refuses to read (another owner, no git) is built without its commit.
 vcs := $(shell git status --porcelain >/dev/null 2>&1 && echo auto || echo false)
 FUZZTIME ?= 60s
