@@ -68,13 +68,21 @@ func (c *promptConn) CloseWrite() error {
 
 // connState is told by net/http what becomes of a connection.
 func connState(c net.Conn, state http.ConnState) {
-	if state != http.StateIdle {
-		return
-	}
 	if secured, ok := c.(*tls.Conn); ok {
+		if secured.ConnectionState().NegotiatedProtocol == "h2" {
+			return // one reader for all of its requests: a deadline would cut those in flight
+		}
 		c = secured.NetConn()
 	}
-	if prompt, ok := c.(*promptConn); ok {
+	prompt, ok := c.(*promptConn)
+	if !ok {
+		return
+	}
+	switch state {
+	case http.StateIdle:
 		prompt.idle.Store(true)
+	case http.StateActive: // the headers are there, maybe read before they were waited for
+		prompt.idle.Store(false)
+	case http.StateNew, http.StateHijacked, http.StateClosed:
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/supportstation/keystile/authz"
@@ -72,9 +73,25 @@ func (m *verdicts) keep(a *asked, segments []string, hash uint64, v authz.Verdic
 	if m.last[i].Swap(hash) != hash {
 		return
 	}
+	// A question's texts are parts of its body, which holds the secret that was presented
+	// and is not to stay in memory.
+	kept := *a
+	kept.method, kept.path, kept.action = strings.Clone(a.method), strings.Clone(a.path), strings.Clone(a.action)
+	kept.environment = authz.Environment(strings.Clone(string(a.environment)))
+	kept.resource = authz.Resource{
+		Type: strings.Clone(a.resource.Type), ID: strings.Clone(a.resource.ID), Organization: strings.Clone(a.resource.Organization),
+	}
+	parts := make([]string, len(segments))
+	for i, s := range segments {
+		parts[i] = strings.Clone(s)
+	}
+	v.Route, v.Reasons = strings.Clone(v.Route), slices.Clone(v.Reasons)
+	for i := range v.Reasons {
+		v.Reasons[i].Message = strings.Clone(v.Reasons[i].Message)
+	}
 	// Whoever appends to a part of it gets a copy.
 	v.Reasons, v.Required, v.Missing, v.Limits = slices.Clip(v.Reasons), slices.Clip(v.Required), slices.Clip(v.Missing), slices.Clip(v.Limits)
-	m.slots[i].Store(&remembered{*a, slices.Clone(segments), v})
+	m.slots[i].Store(&remembered{kept, parts, v})
 }
 
 // forget lets go of everything, for a new policy.
