@@ -15,19 +15,26 @@ import (
 	"github.com/supportstation/keystile/authz/manage"
 )
 
+// serveLocal serves on a listener until the test ends.
+func serveLocal(t *testing.T, w *world) net.Listener {
+	t.Helper()
+	api := listenLocal(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Serve(ctx, api, nil, nil) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return api
+}
+
 // On a connection that has served before, a request is given as long as on a new one,
 // counted from its first byte; idle it may be for much longer.
 func TestServe_SlowHeadersEndWhereverTheyBegin(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	api := listenLocal(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- w.Serve(ctx, api, nil, nil) }()
-	defer func() {
-		cancel()
-		<-done
-	}()
+	api := serveLocal(t, w)
 	open := func() (net.Conn, *bufio.Reader) {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", api.Addr().String())
 		if err != nil {
@@ -79,14 +86,7 @@ func TestServe_ConnectionsOfHTTP2OutliveTheLimitForHeaders(t *testing.T) {
 	w := newWorld(t, func(o *Options, _ *manage.Options) {
 		o.TLS = &tls.Config{Certificates: other.TLS.Certificates, MinVersion: tls.VersionTLS12}
 	})
-	api := listenLocal(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- w.Serve(ctx, api, nil, nil) }()
-	defer func() {
-		cancel()
-		<-done
-	}()
+	api := serveLocal(t, w)
 	client := other.Client()
 	transport, ok := client.Transport.(*http.Transport)
 	if !ok {

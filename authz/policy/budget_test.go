@@ -271,12 +271,12 @@ func TestHolding_ACallLeftRunningHoldsBackUntilLongAfterItsEnd(t *testing.T) {
 	}
 }
 
-// Thousands of connections do not leave thousands of large stacks behind.
-func TestEngine_FewGoroutinesEvaluate(t *testing.T) {
-	e := NewEngine(mustLoad(t, minimal("decision := "+allowing("true")+"\n")))
+// evaluateAtOnce has so many goroutines evaluate what is allowed.
+func evaluateAtOnce(t *testing.T, e *Engine, n int) {
+	t.Helper()
 	var group sync.WaitGroup
 	all := make(chan struct{})
-	for range 5_000 {
+	for range n {
 		group.Go(func() {
 			<-all
 			if got, err := e.Evaluate(t.Context(), keyOf(nil, true), exampleCheck("GET", "/")); err != nil || !got.Allow {
@@ -286,6 +286,12 @@ func TestEngine_FewGoroutinesEvaluate(t *testing.T) {
 	}
 	close(all)
 	group.Wait()
+}
+
+// Thousands of connections do not leave thousands of large stacks behind.
+func TestEngine_FewGoroutinesEvaluate(t *testing.T) {
+	e := NewEngine(mustLoad(t, minimal("decision := "+allowing("true")+"\n")))
+	evaluateAtOnce(t, e, 5_000)
 	if n := e.stacks.count.Load(); n < 1 || n > maxStacks {
 		t.Errorf("%d goroutines evaluate", n)
 	}
@@ -298,16 +304,5 @@ func TestEngine_EvaluatesThoughAllAreBusy(t *testing.T) {
 	if e.stacks.hand(&task{}) {
 		t.Error("a task is handed to nobody")
 	}
-	var group sync.WaitGroup
-	all := make(chan struct{})
-	for range 2 * manyGoroutines {
-		group.Go(func() {
-			<-all
-			if got, err := e.Evaluate(t.Context(), keyOf(nil, true), exampleCheck("GET", "/")); err != nil || !got.Allow {
-				t.Error(got, err)
-			}
-		})
-	}
-	close(all)
-	group.Wait()
+	evaluateAtOnce(t, e, 2*manyGoroutines)
 }

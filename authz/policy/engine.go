@@ -78,7 +78,7 @@ func (e *Engine) Revision() string {
 }
 
 // Evaluate implements authz.PolicyEvaluator. It returns within the budget and a
-// few milliseconds. Nothing but a complete decision whose allow is the boolean
+// few milliseconds, and stackPatience more where thousands ask at once. Nothing but a complete decision whose allow is the boolean
 // true allows: undefined, another type, a conflict, an error of a builtin, a
 // timeout and a panic are errors.
 //

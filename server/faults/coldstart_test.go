@@ -138,7 +138,7 @@ func droppingClients(t *trial) {
 	l := s.startLoad(plan{to: s.replicas, keys: known, rate: either(t, 300, 50), connections: 64})
 	pause(time.Second)
 	goroutines := r.metric(t, "go_goroutines")
-	most, asked, sockets := 0, r.metric(t, "keystile_decisions_total{code=\"key_unknown\"}"), 0
+	most, asked, sockets := 0, s.decided(s.replicas, "key_unknown"), 0
 	for i := range waves {
 		before := s.opened()
 		s.drop(r, unheard[i*size:][:size])
@@ -147,8 +147,8 @@ func droppingClients(t *trial) {
 		most = max(most, s.opened()-before)
 	}
 	t.exact(most <= 2*checkPool, "%d clients drop, %d times: at most %d store connections opened (≤ 2 × %d), %d open", size, waves, most, checkPool, sockets)
-	t.exact(r.metric(t, "keystile_decisions_total{code=\"key_unknown\"}") > asked, "unknown keys of clients that had left: %.0f decided",
-		r.metric(t, "keystile_decisions_total{code=\"key_unknown\"}")-asked)
+	t.exact(s.decided(s.replicas, "key_unknown") > asked, "unknown keys of clients that had left: %.0f decided",
+		s.decided(s.replicas, "key_unknown")-asked)
 	t.exact(within(patience, func() bool { return r.metric(t, "go_goroutines") <= goroutines+20 }), "goroutines as before")
 	served := l.stop()
 	t.exact(len(served.where(func(a *answer) bool { return a.err != nil || a.status != 200 })) == 0, "clients that stay: %v", served)

@@ -210,14 +210,9 @@ func (s *site) useOnce(replicas []*replica, keys []*key) map[*key]bool {
 func (s *site) judgeUses(r *replica, used []*key, noted map[*key]bool) {
 	s.Helper()
 	count := func() (stored int) {
-		var ids []string
-		s.db(func(db *sqlx.DB) {
-			if err := db.SelectContext(s.Context(), &ids, `SELECT key_id::text FROM secret_uses`); err != nil {
-				s.Fatal(err)
-			}
-		})
+		uses := s.storedUses()
 		for k := range noted {
-			if slices.Contains(ids, uuidText(k)) {
+			if uses[uuidText(k)] > 0 {
 				stored++
 			}
 		}
@@ -228,6 +223,22 @@ func (s *site) judgeUses(r *replica, used []*key, noted map[*key]bool) {
 	stored, lost := count(), dropped()
 	s.exact(told && stored+lost == len(noted) && lost > 0 && len(noted) == len(used),
 		"uses of %d keys (of %d) on one replica, with a buffer of %d in place of 100,000: %d stored, %d counted as dropped", len(noted), len(used), fewUses, stored, lost)
+}
+
+// storedUses counts the rows about the last use of each key's secrets, by its uuidText.
+func (s *site) storedUses() map[string]int {
+	s.Helper()
+	var ids []string
+	s.db(func(db *sqlx.DB) {
+		if err := db.SelectContext(s.Context(), &ids, `SELECT key_id::text FROM secret_uses`); err != nil {
+			s.Fatal(err)
+		}
+	})
+	uses := map[string]int{}
+	for _, id := range ids {
+		uses[id]++
+	}
+	return uses
 }
 
 // uuidText is a key's id as Postgres writes it.

@@ -1,10 +1,6 @@
 package faults
 
-import (
-	"time"
-
-	"github.com/jmoiron/sqlx"
-)
+import "time"
 
 // replicaKilled kills one of three replicas. Those who balance load notice it by its
 // broken connections.
@@ -42,16 +38,7 @@ func replicaKilled(t *trial) {
 // What is known of usage today is when each secret was used last.
 func (s *site) judgeLostUses(asked answers, died time.Time) {
 	s.Helper()
-	var rows []string
-	s.db(func(db *sqlx.DB) {
-		if err := db.SelectContext(s.Context(), &rows, `SELECT key_id::text FROM secret_uses`); err != nil {
-			s.Fatal(err)
-		}
-	})
-	stored := map[string]int{}
-	for _, id := range rows {
-		stored[id]++
-	}
+	stored := s.storedUses()
 	noted, lost, twice, oldest := 0, 0, 0, time.Duration(0)
 	for _, a := range asked.where(func(a *answer) bool { return a.allow }) {
 		noted++
