@@ -192,8 +192,8 @@ func postgresStuck(t *trial) {
 		{"all of Postgres", func() []int { return append(s.postgresChildren(), s.postgres.PID()) }},
 	} {
 		s.note("%s stop", stuck.name)
-		began := time.Now()
 		resume := s.stopProcesses(stuck.pids())
+		began := time.Now() // until here one of them may still have answered
 		goroutines, sockets := s.mostUsed(r, either(t, 4*time.Second, 2500*time.Millisecond))
 		all := stuck.name == "all of Postgres"
 		ended := time.Now()
