@@ -301,7 +301,7 @@ func (b *badRowTrial) fresh(keys, cold []*key) {
 	b.exact(code == 200 && word == "ready", "its /readyz is %d %s", code, word)
 	good := append(slices.Clone(keys), cold...)
 	b.exact(within(patience, func() bool {
-		return b.run(plan{to: r, keys: good, rate: 5000, connections: 16}).allowed() == len(good)
+		return b.run(plan{to: r, keys: good, rate: 400}).allowed() == len(good)
 	}), "and it allows all %d good keys", len(good))
 	served := b.load.stop()
 	b.exact(len(served) > 0 && len(served.except("allowed", "unavailable", "no answer")) == 0, "good keys that were in memory, under load: %v", served)

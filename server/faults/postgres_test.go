@@ -68,11 +68,11 @@ func (s *site) judgeMisses(misses answers) {
 }
 
 // judgeUndecided states how long those waited of whom nothing could be decided, by the
-// service's time alone.
+// service's time alone and where the machine did not stand still.
 func (s *site) judgeUndecided(misses answers) {
 	s.Helper()
 	var times []time.Duration
-	for _, a := range misses {
+	for _, a := range s.fair(misses) {
 		if a.code == "unavailable" {
 			times = append(times, a.done.Sub(a.sent))
 		}

@@ -34,14 +34,15 @@ func (s *site) takeTurns(n int, calm, settle time.Duration, disturb func()) turn
 	return t
 }
 
-// judgeRatio states how much longer clients waited while they were disturbed, at p99.
+// judgeRatio states how much longer clients waited while they were disturbed, at p99 and
+// where the machine did not stand still.
 func (s *site) judgeRatio(who string, all answers, t turns, most float64) {
 	s.Helper()
 	var calmly, disturbed, ratios []float64
 	n := 0
 	for i := range t.calm {
-		during := all.between(t.disturbed[i].from, t.disturbed[i].to)
-		a, b := all.between(t.calm[i].from, t.calm[i].to).percentile(.99), during.percentile(.99)
+		during := s.fair(all.between(t.disturbed[i].from, t.disturbed[i].to))
+		a, b := s.fair(all.between(t.calm[i].from, t.calm[i].to)).percentile(.99), during.percentile(.99)
 		calmly, disturbed, ratios = append(calmly, a.Seconds()*1000), append(disturbed, b.Seconds()*1000), append(ratios, float64(b)/float64(a))
 		n += len(during)
 	}

@@ -18,8 +18,8 @@ const (
 // ones are asked for that no replica has in memory: by turns first, then as fast as the
 // machine can until it was a million.
 func unknownKeys(t *trial) {
-	rounds, rate := either(t, 3, 1), 60
-	length := either(t, 8*time.Second, 2*time.Second)
+	rounds, rate := either(t, 5, 1), 60
+	length := either(t, 6*time.Second, 2*time.Second)
 	s := newSite(t)
 	known, unheard := s.addKeys(50, plenty()), s.addKeys(2*rounds*rate*int(length/time.Second), plenty())
 	r := s.start(1)[0]
@@ -41,7 +41,7 @@ func unknownKeys(t *trial) {
 	}
 	calmly, rest := unheard[:len(unheard)/2], unheard[len(unheard)/2:]
 	slow := 0.0
-	all := s.takeTurns(rounds, either(t, 2*time.Second, time.Second), either(t, time.Second, 0), func() {
+	all := s.takeTurns(rounds, either(t, 4*time.Second, time.Second), either(t, time.Second, 0), func() {
 		part := calmly[len(found):][:len(calmly)/rounds]
 		slow = flood(either(t, floodConnections, 16), part, func() bool { return true })
 	})
