@@ -101,7 +101,10 @@ type answer struct {
 	Headers  map[string]string
 	Problem  map[string]any
 	Degraded []string
-	Errors   []struct{ Pointer, Message string }
+	// PolicyRevision is the policy that decided.
+	PolicyRevision string `json:"policy_revision"`
+
+	Errors []struct{ Pointer, Message string }
 }
 
 // TestE2E_CheckCases runs every case of testdata/checks through HTTP, on a real

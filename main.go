@@ -79,13 +79,15 @@ Start with "keystile dev": everything on this machine, with demonstration data.`
 	var surroundings cli.Config
 	admins := cli.NewAdminsCommand(surroundings)
 	admins.AddCommand(newBootstrapCommand())
+	policies := cli.NewPolicyCommand(surroundings)
+	addPolicyCommands(policies)
 	addTo(root, groupRun, newServeCommand(), newDevCommand(), newMigrateCommand(), newPeppersCommand(), newConfigCommand(), newDoctorCommand())
 	addTo(root, groupUse,
 		cli.NewCheckCommand(surroundings), cli.NewOrgsCommand(surroundings), cli.NewKeysCommand(surroundings),
-		cli.NewCallersCommand(surroundings), admins, cli.NewAuditLogCommand(surroundings),
+		cli.NewCallersCommand(surroundings), admins, policies, cli.NewAuditLogCommand(surroundings),
 		cli.NewScopesCommand(surroundings), cli.NewReplicasCommand(surroundings),
 	)
-	addTo(root, groupSelf, newVersionCommand())
+	addTo(root, groupSelf, newOPACommand(), newVersionCommand())
 	return root
 }
 

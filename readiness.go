@@ -3,15 +3,16 @@ package main
 import (
 	"time"
 
-	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/ratelimit"
 	"github.com/supportstation/keystile/server"
 	"github.com/supportstation/keystile/store"
 )
 
 // readiness tells how the parts are.
-func (s *service) readiness(engine *policy.Engine) server.Readiness {
-	st, limiter, revision := s.store.Health(), s.limiter.Health(), engine.Revision()
+func (s *service) readiness() server.Readiness {
+	st, limiter, revision := s.store.Health(), s.limiter.Health(), s.policy.engine.Revision()
+	state := s.policy.keeper.State()
 	r := server.Readiness{
 		Ready: st.Known && revision != "",
 		Details: map[string]any{
@@ -21,9 +22,9 @@ func (s *service) readiness(engine *policy.Engine) server.Readiness {
 				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
 			},
 			"limiter": limiter,
-			"policy":  map[string]any{"revision": revision},
+			"policy":  policyDetails(revision, state),
 		},
-		Figures: figures(st, limiter),
+		Figures: append(figures(st, limiter), policyFigures(state)...),
 	}
 	if limiter.Degraded {
 		r.Degraded = append(r.Degraded, "limiter")
@@ -32,6 +33,34 @@ func (s *service) readiness(engine *policy.Engine) server.Readiness {
 		r.Degraded = append(r.Degraded, "store")
 	}
 	return r
+}
+
+// policyDetails tell which policy is in force, and which is not and why.
+func policyDetails(revision string, state authz.PolicyState) map[string]any {
+	details := map[string]any{"revision": revision, "origin": state.Origin, "refused": nil}
+	if !state.Since.IsZero() {
+		details["age_seconds"] = time.Since(state.Since).Round(time.Millisecond).Seconds()
+	}
+	if r := state.Refused; r != nil {
+		details["refused"] = map[string]any{
+			"revision": r.Revision, "origin": r.Origin, "age_seconds": time.Since(r.At).Round(time.Millisecond).Seconds(), "problems": r.Problems,
+		}
+	}
+	return details
+}
+
+func policyFigures(state authz.PolicyState) []server.Figure {
+	refused, age := 0.0, 0.0
+	if state.Refused != nil {
+		refused = 1
+	}
+	if !state.Since.IsZero() {
+		age = time.Since(state.Since).Seconds()
+	}
+	return []server.Figure{
+		{Name: "policy_refused", Help: "1 while the last policy that was to be in force is refused, and the one before it stays.", Value: refused},
+		{Name: "policy_age_seconds", Help: "Time since the policy in force came into force.", Value: age},
+	}
 }
 
 // figures are the parts' own, for /metrics.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -18,9 +17,7 @@ import (
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/manage"
-	"github.com/supportstation/keystile/authz/policy"
 	"github.com/supportstation/keystile/authz/ratelimit"
-	"github.com/supportstation/keystile/policies"
 	"github.com/supportstation/keystile/server"
 	"github.com/supportstation/keystile/store"
 )
@@ -62,6 +59,7 @@ It needs a migrated database (keystile migrate), a Redis and peppers; see
 type service struct {
 	url, adminURL, opsURL string
 	store                 *store.Store
+	policy                *policySource
 	limiter               *ratelimit.Limiter
 	cancel                context.CancelFunc
 	served                chan error
@@ -81,10 +79,11 @@ func startService(ctx context.Context, cfg Config, log *slog.Logger) (*service, 
 }
 
 func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error {
-	engine, err := loadPolicies(ctx, cfg)
-	if err != nil {
+	var err error
+	if s.policy, err = newPolicySource(ctx, cfg, log); err != nil {
 		return err
 	}
+	engine := s.policy.engine
 	tlsConfig, err := loadTLS(cfg)
 	if err != nil {
 		return configError(err)
@@ -95,6 +94,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	if err != nil {
 		return dependencyError(err)
 	}
+	s.policy.follow(ctx, s.store)
 	s.limiter, err = ratelimit.New(ratelimit.Options{
 		URL: cfg.RedisURL, OnOutage: cfg.OnLimiterOutage, Clock: s.store.Clock(), Replicas: s.store.LiveReplicas, Logger: log,
 	})
@@ -109,7 +109,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		return configError(err)
 	}
 	management, err := manage.New(manage.Options{
-		Store: s.store, Policy: engine, Format: cfg.KeyFormat, AuditKeys: manage.AuditKeys(cfg.AuditKeys, cfg.Peppers),
+		Store: s.store, Policy: engine, Policies: s.policy.keeper, Format: cfg.KeyFormat, AuditKeys: manage.AuditKeys(cfg.AuditKeys, cfg.Peppers),
 		AcceptsForeign: s.store.AcceptsForeign,
 	})
 	if err != nil {
@@ -118,7 +118,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	web, err := server.New(server.Options{
 		Checker: checker, Callers: authz.NewCallers(s.store, s.store.Clock()), Format: cfg.KeyFormat,
 		AcceptsForeign: s.store.AcceptsForeign, Management: management, Admins: authz.NewAdmins(s.store, s.store.Clock()),
-		TrustedProxies: cfg.TrustedProxies, Ready: func() server.Readiness { return s.readiness(engine) },
+		TrustedProxies: cfg.TrustedProxies, Ready: func() server.Readiness { return s.readiness() },
 		Pprof: cfg.Pprof, TLS: tlsConfig, Logger: log,
 	})
 	if err != nil {
@@ -172,19 +172,6 @@ func (s *service) listen(ctx context.Context, cfg Config, withTLS bool) (api, op
 		s.adminURL = scheme + admin.Addr().String()
 	}
 	return api, ops, admin, nil
-}
-
-// loadPolicies compiles the policies that are in force: a directory's, or the built-in ones.
-func loadPolicies(ctx context.Context, cfg Config) (*policy.Engine, error) {
-	var source fs.FS = policies.FS
-	if cfg.PolicyDir != "" {
-		source = os.DirFS(cfg.PolicyDir)
-	}
-	snapshot, err := policy.Load(ctx, source)
-	if err != nil {
-		return nil, configError(fmt.Errorf("policies: %w", err))
-	}
-	return policy.NewEngine(snapshot), nil
 }
 
 func listen(ctx context.Context, flag, address string) (net.Listener, error) {
@@ -273,6 +260,9 @@ func (s *service) closeParts() error {
 	if s.stopMarking != nil {
 		s.stopMarking()
 		s.marking.Wait()
+	}
+	if s.policy != nil {
+		s.policy.close()
 	}
 	if s.limiter != nil {
 		errs = append(errs, s.limiter.Close())

@@ -223,43 +223,58 @@ func (c *Client) Check(ctx context.Context, q Question) (*Decision, error) {
 	}
 	bounded, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	resp, err := c.send(bounded, body)
+	a, err := c.ask(ctx, bounded, checkPath, body)
 	if err != nil {
-		return nil, c.unreachable(ctx, err)
+		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswerBytes+1))
+	d, err := decodeDecision(a.body, a.contentType, q)
 	if err != nil {
-		return nil, c.unreachable(ctx, err)
-	}
-	requestID := c.redact(resp.Header.Get("X-Request-ID"))
-	if resp.StatusCode != http.StatusOK {
-		return nil, c.refusal(resp, answer, requestID)
-	}
-	d, err := decodeDecision(answer, resp.Header.Get("Content-Type"), q)
-	if err != nil {
-		return nil, &Error{Code: CodeInvalidAnswer, Status: resp.StatusCode, RequestID: requestID, Detail: err.Error()}
+		return nil, &Error{Code: CodeInvalidAnswer, Status: http.StatusOK, RequestID: a.requestID, Detail: err.Error()}
 	}
 	return d, nil
 }
 
-func (c *Client) send(ctx context.Context, body []byte) (*http.Response, error) {
-	resp, connected, err := c.post(ctx, body)
+// answered is what the service answered with 200.
+type answered struct {
+	body                   []byte
+	contentType, requestID string
+}
+
+// ask sends a body within bounded. ctx is the application's own.
+func (c *Client) ask(ctx, bounded context.Context, path string, body []byte) (answered, error) {
+	resp, err := c.send(bounded, path, body)
+	if err != nil {
+		return answered{}, c.unreachable(ctx, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	read, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswerBytes+1))
+	if err != nil {
+		return answered{}, c.unreachable(ctx, err)
+	}
+	requestID := c.redact(resp.Header.Get("X-Request-ID"))
+	if resp.StatusCode != http.StatusOK {
+		return answered{}, c.refusal(resp, read, requestID)
+	}
+	return answered{read, resp.Header.Get("Content-Type"), requestID}, nil
+}
+
+func (c *Client) send(ctx context.Context, path string, body []byte) (*http.Response, error) {
+	resp, connected, err := c.post(ctx, path, body)
 	if err == nil || connected || ctx.Err() != nil {
 		return resp, err
 	}
-	resp, _, err = c.post(ctx, body)
+	resp, _, err = c.post(ctx, path, body)
 	return resp, err
 }
 
 // post also tells whether there was a connection, after which bytes may have
 // been sent.
-func (c *Client) post(ctx context.Context, body []byte) (*http.Response, bool, error) {
+func (c *Client) post(ctx context.Context, path string, body []byte) (*http.Response, bool, error) {
 	var connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+checkPath, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, true, err
 	}

@@ -216,6 +216,6 @@ func toCatalogue(c authz.Catalogue) api.Catalogue {
 func toReplica(r manage.Replica) api.Replica {
 	return api.Replica{
 		ID: r.ID, Name: r.Name, StartedAt: r.StartedAt.UTC(), HeartbeatAt: r.HeartbeatAt.UTC(),
-		AppliedRevision: r.AppliedRevision, Live: r.Live, ServesUntil: r.ServesUntil.UTC(),
+		AppliedRevision: r.AppliedRevision, Live: r.Live, ServesUntil: r.ServesUntil.UTC(), PolicyRevision: optional(r.PolicyRevision),
 	}
 }

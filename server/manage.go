@@ -27,7 +27,7 @@ import (
 
 const (
 	// maxManagementBody bounds the body of a management request in bytes, and
-	// maxLongBody that of an import or of checkpoints.
+	// maxLongBody that of an import, of checkpoints or of a policy.
 	maxManagementBody = 64 << 10
 	maxLongBody       = 8 << 20
 	// longRequest is how long a management request may take to be answered, and
@@ -182,7 +182,7 @@ func (m *management) admit(c *gin.Context) {
 			return
 		}
 		if !m.long.take(state.request.Actor) {
-			fail(c, managementProblem(authz.Unavailable("too many imports and verifications run already; try again", nil)))
+			fail(c, managementProblem(authz.Unavailable("too many imports, verifications and trials of policies run already; try again", nil)))
 			return
 		}
 		defer m.long.give(state.request.Actor)
@@ -199,7 +199,7 @@ func (m *management) admit(c *gin.Context) {
 	c.Next()
 }
 
-// mayStart refuses an admin who may not import or verify, before a slot is taken and
+// mayStart refuses an admin who may not import, verify or try policies, before a slot is taken and
 // the body read: else whoever may not could keep those who may waiting.
 func (m *management) mayStart(c *gin.Context, state *managed) error {
 	var org authz.OrganizationID // zero is the platform
@@ -207,6 +207,9 @@ func (m *management) mayStart(c *gin.Context, state *managed) error {
 		if err := pathID(text, &org, "organization"); err != nil {
 			return err
 		}
+	}
+	if state.operation.policy() {
+		return m.service.MayTestPolicy(c.Request.Context(), state.request) //nolint:wrapcheck // fail reads it
 	}
 	if state.operation.rows {
 		return m.service.MayImport(c.Request.Context(), state.request, org) //nolint:wrapcheck // fail reads it
@@ -216,8 +219,11 @@ func (m *management) mayStart(c *gin.Context, state *managed) error {
 
 // takesLong tells whether the operation has a large body or walks many rows.
 func (o *operation) takesLong() bool {
-	return o.rows || o.id == "verifyAuditLog" || o.id == "verifyOrganizationAuditLog"
+	return o.rows || o.id == "verifyAuditLog" || o.id == "verifyOrganizationAuditLog" || o.policy()
 }
+
+// policy tells whether the operation has a whole policy as its body.
+func (o *operation) policy() bool { return o.id == "testPolicy" || o.id == "activatePolicy" }
 
 // readBody reads the body and holds it to the document.
 func (o *operation) readBody(c *gin.Context, limit int) ([]byte, *problem) {

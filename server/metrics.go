@@ -18,6 +18,8 @@ type metrics struct {
 	decisions map[authz.Code]prometheus.Counter
 	other     prometheus.Counter
 	degraded  struct{ limiter, store prometheus.Counter }
+	// explanations counts by code.
+	explanations *prometheus.CounterVec
 	// management counts by operation and class of status.
 	management *prometheus.CounterVec
 }
@@ -35,7 +37,10 @@ func newMetrics(figures func() Readiness) *metrics {
 	m.management = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keystile_management_requests_total", Help: "Requests of the management API, by operation and class of status.",
 	}, []string{"operation", "status"})
-	m.registry.MustRegister(decisions, degraded, partsCollector(figures), m.management)
+	m.explanations = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keystile_explanations_total", Help: "Explanations of checks, by the code that the check would have.",
+	}, []string{"code"})
+	m.registry.MustRegister(decisions, m.explanations, degraded, partsCollector(figures), m.management)
 	for _, code := range []authz.Code{
 		authz.CodeAllowed, authz.CodeKeyMissing, authz.CodeKeyMalformed, authz.CodeKeyUnknown, authz.CodeKeyRevoked,
 		authz.CodeKeyExpired, authz.CodeKeyDisabled, authz.CodeOrganizationSuspended, authz.CodeEnvironmentMismatch,
@@ -98,6 +103,11 @@ func (m *metrics) decided(d *authz.Decision) {
 	if d.Degraded.Store {
 		m.degraded.store.Inc()
 	}
+}
+
+// explained counts one explanation.
+func (m *metrics) explained(e *authz.Explanation) {
+	m.explanations.WithLabelValues(string(e.Code)).Inc()
 }
 
 // managed counts one management request.

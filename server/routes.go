@@ -21,7 +21,7 @@ const checkPath = "/v1/check"
 
 // checkRoutes is the route table of checks.
 func (s *Server) checkRoutes() []route {
-	return []route{{http.MethodPost, checkPath, s.check}}
+	return []route{{http.MethodPost, checkPath, s.check}, {http.MethodPost, checkPath + "/explain", s.explain}}
 }
 
 // healthRoutes are on every listener but the ops listener, which tells more.

@@ -79,6 +79,8 @@ type Server struct {
 	draining atomic.Bool
 	// undecided keeps one line a second about what could not be decided.
 	undecided rate.Sometimes
+	// explaining bounds the explanations, each of which costs as much as a hundred checks.
+	explaining *rate.Limiter
 	// acceptsForeign is nil for none.
 	acceptsForeign func(string) bool
 	// management is nil without a management API.
@@ -99,7 +101,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		checker: o.Checker, callers: o.Callers, format: o.Format, ready: o.Ready, pprof: o.Pprof, tls: o.TLS,
 		log: o.Logger, metrics: newMetrics(o.Ready), decoders: newDecoderPool(), buffers: newBuffers(),
-		undecided: rate.Sometimes{Interval: time.Second}, acceptsForeign: o.AcceptsForeign,
+		undecided: rate.Sometimes{Interval: time.Second}, explaining: rate.NewLimiter(explainsPerSecond, explainsPerSecond), acceptsForeign: o.AcceptsForeign,
 	}
 	if o.Management != nil {
 		var err error

@@ -31,10 +31,10 @@ const (
 // away those that cannot serve any more.
 const (
 	heartbeatSQL = `
-INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids, applied_mark)
-VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6, NULLIF($7::text, '')::uuid)
+INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids, applied_mark, policy_revision)
+VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6, NULLIF($7::text, '')::uuid, $8)
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, applied_revision = excluded.applied_revision,
-	applied_mark = excluded.applied_mark`
+	applied_mark = excluded.applied_mark, policy_revision = excluded.policy_revision`
 
 	sweepSQL = `
 WITH gone AS (DELETE FROM replicas
@@ -57,6 +57,9 @@ type replica struct {
 	// unsure is until when fewer replicas may be seen than there are.
 	unsure  time.Duration
 	failing bool
+	// policy is the revision of the policy that decides here, told what the last heartbeat
+	// said of that.
+	policy, told string
 }
 
 func newReplica() replica {
@@ -87,6 +90,8 @@ type heartbeat struct {
 	applied       int64
 	mark          mark
 	peppers       []string
+	// policy is the revision of the policy that decides there.
+	policy string
 }
 
 // beat writes the heartbeat. A failure is told once and stops no change from being
@@ -95,7 +100,7 @@ func (s *Store) beat(ctx context.Context) {
 	r, now := &s.replica, s.clock.elapsed()
 	sweep := now-r.swept > sweepEvery
 	err := s.source.beat(ctx, heartbeat{
-		r.id, r.name, now, s.staleMax, s.applied.Load(), s.appliedMark, s.peppers.IDs(),
+		r.id, r.name, now, s.staleMax, s.applied.Load(), s.appliedMark, s.peppers.IDs(), r.policy,
 	}, sweep)
 	if err != nil {
 		if s.source.nobodyWrites(ctx, err) {
@@ -108,7 +113,7 @@ func (s *Store) beat(ctx context.Context) {
 		}
 		return
 	}
-	r.failing, r.beaten, r.covered = false, now, now
+	r.failing, r.beaten, r.covered, r.told = false, now, now, r.policy
 	if sweep {
 		r.swept = now
 	}
@@ -131,6 +136,7 @@ type replicaRow struct {
 	HeartbeatAt     sql.NullTime   `db:"heartbeat_at"`
 	AppliedRevision sql.NullInt64  `db:"applied_revision"`
 	StaleMaxMS      sql.NullInt64  `db:"stale_max_ms"`
+	PolicyRevision  sql.NullString `db:"policy_revision"`
 	Current         sql.NullBool   `db:"current"`
 }
 
@@ -150,7 +156,7 @@ func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
 		SELECT v.n, clock_timestamp() AS now, x.* FROM revision v LEFT JOIN (
 			-- A revision counts as applied when it is the one of this database: after a restore
 			-- the same number may have been another's.
-			SELECT p.id, p.name, p.started_at, p.heartbeat_at, p.stale_max_ms, p.applied_revision,
+			SELECT p.id, p.name, p.started_at, p.heartbeat_at, p.stale_max_ms, p.applied_revision, p.policy_revision,
 				COALESCE(m.mark = p.applied_mark, p.applied_mark IS NULL) AS current
 			FROM replicas p LEFT JOIN revision_marks m ON m.n = p.applied_revision WHERE `+counting+`
 		) x ON true ORDER BY x.started_at, x.id`, heartbeatGrace.Milliseconds())
@@ -173,7 +179,7 @@ func (s *Store) Replicas(ctx context.Context) ([]manage.Replica, int64, error) {
 		out = append(out, manage.Replica{
 			ID: r.ID.String, Name: r.Name.String, StartedAt: utc(r.StartedAt), HeartbeatAt: heartbeat,
 			AppliedRevision: r.AppliedRevision.Int64, Live: r.Now.Sub(heartbeat) < liveFor,
-			ServesUntil: r.servesUntil(),
+			ServesUntil: r.servesUntil(), PolicyRevision: r.PolicyRevision.String,
 		})
 	}
 	return out, rows[0].N, nil
@@ -181,6 +187,11 @@ func (s *Store) Replicas(ctx context.Context) ([]manage.Replica, int64, error) {
 
 // Effective implements manage.Store. A replica is silent by its id.
 func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective, error) {
+	return s.awaitReplicas(ctx, func(r *replicaRow) bool { return r.Current.Bool && r.AppliedRevision.Int64 >= revision })
+}
+
+// awaitReplicas waits until all that may still serve have done something, a second at most.
+func (s *Store) awaitReplicas(ctx context.Context, done func(*replicaRow) bool) (manage.Effective, error) {
 	s.wakeUp() // this replica need not wait for its own notification
 	ctx, cancel := context.WithTimeout(ctx, effectiveWithin+listenReadDeadline)
 	defer cancel()
@@ -198,7 +209,7 @@ func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective
 			switch {
 			case !r.ID.Valid:
 				continue
-			case r.Current.Bool && r.AppliedRevision.Int64 >= revision:
+			case done(r):
 				e.Acknowledged++
 			default:
 				e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: r.servesUntil()})

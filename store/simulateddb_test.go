@@ -468,6 +468,8 @@ func (s *simulatedSource) beat(ctx context.Context, h heartbeat, _ bool) error {
 	return s.travel(ctx, s.random) // written, though its answer may be lost
 }
 
+func (*simulatedSource) policy(context.Context) (*Policy, error) { return &Policy{}, nil }
+
 func (*simulatedSource) nobodyWrites(context.Context, error) bool { return false }
 
 func (s *simulatedSource) raise(ctx context.Context, n int64) error {

@@ -23,6 +23,8 @@ type source interface {
 	revoked(ctx context.Context, since int64) ([]changedKey, error)
 	callers(ctx context.Context) (callerTable, error)
 	formats(ctx context.Context) (*[]authz.ForeignFormat, error)
+	// policy reads which policy is in force.
+	policy(ctx context.Context) (*Policy, error)
 	// lookup reads the keys that have these digests, all of one snapshot: an entry for
 	// every digest.
 	lookup(ctx context.Context, digests []authz.Digest, o *organizationCache) (map[authz.Digest]*cachedKey, error)
@@ -50,8 +52,8 @@ type changeSet struct {
 	keys          []changedKey
 	retired       []authz.Digest
 	organizations []changedOrganization
-	// callers and formats tell that any of them has changed, everything that too much has.
-	callers, formats, everything bool
+	// callers, formats and policy tell that any of them has changed, everything that too much has.
+	callers, formats, policy, everything bool
 }
 
 // changedKey is a key that has changed, with one of its secrets.
@@ -105,6 +107,8 @@ FROM revision r LEFT JOIN revision_marks m ON m.n = $3 LEFT JOIN (
 	SELECT 'callers', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
 	UNION ALL
 	SELECT 'formats', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
+	UNION ALL
+	SELECT 'policy', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_activations WHERE n > $1)
 	LIMIT $2
 ) x ON true`
 
@@ -172,6 +176,8 @@ func (set *changeSet) add(r *changeRow) {
 		set.callers = true
 	case "formats":
 		set.formats = true
+	case "policy":
+		set.policy = true
 	case "everything":
 		set.everything = true
 	}
@@ -259,7 +265,7 @@ func (p postgres) beat(ctx context.Context, h heartbeat, sweep bool) error {
 		query = sweepSQL + heartbeatSQL
 	}
 	_, err := p.changing.ExecContext(ctx, query, h.id, h.name, h.age.Seconds(), h.applied, h.staleMax.Milliseconds(),
-		pq.StringArray(h.peppers), h.mark)
+		pq.StringArray(h.peppers), h.mark, h.policy)
 	return err //nolint:wrapcheck // nobodyWrites looks into it
 }
 

@@ -61,9 +61,12 @@ type Store struct {
 	lookups *lookups
 	callers atomic.Pointer[callerTable]
 	formats atomic.Pointer[[]authz.ForeignFormat]
-	rehash  *rehashQueue
-	uses    *uses
-	replica replica
+	// policy is which one is in force, policyChanged tells of another.
+	policy        atomic.Pointer[Policy]
+	policyChanged chan struct{}
+	rehash        *rehashQueue
+	uses          *uses
+	replica       replica
 
 	// applied is the revision up to which every change is applied, appliedMark its mark,
 	// guarded by syncing.
@@ -140,11 +143,15 @@ func (s *Store) warm(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	var opening sync.WaitGroup
+	var held []*sqlx.Conn // all of them at once, so that each is another one
 	for range warmConnections {
-		opening.Go(func() { _, _ = s.source.lookup(ctx, nil, s.keys.organizations) }) // a look-up tries again
+		if c, err := s.check.Connx(ctx); err == nil { // else a look-up tries again
+			held = append(held, c)
+		}
 	}
-	opening.Wait()
+	for _, c := range held {
+		_ = c.Close()
+	}
 }
 
 // newStore makes a store that has no source yet.
@@ -154,7 +161,7 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1),
+		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
 	if s.staleMax == 0 {

@@ -83,7 +83,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	if s.lost.Swap(false) {
 		s.log.Warn("Postgres answers again")
 	}
-	if set.n > applied || s.clock.elapsed()-s.replica.beaten > pollInterval/2 {
+	if set.n > applied || s.replica.policy != s.replica.told || s.clock.elapsed()-s.replica.beaten > pollInterval/2 {
 		s.beat(ctx)
 	}
 	if covered < before && before <= s.coveredUntil() {
@@ -110,7 +110,7 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 		"Run keystile doctor with the exported audit log to find what the database lacks",
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
 		slog.Bool("all_remembered", complete))
-	return set, s.readTables(ctx, true, true)
+	return set, s.readTables(ctx, tables{true, true, true})
 }
 
 // countLive notes how many replicas there are. While heartbeats fail, or have only just
@@ -138,26 +138,37 @@ func (s *Store) wakeUp() {
 func (s *Store) apply(ctx context.Context, applied int64, set *changeSet) error {
 	if !set.everything {
 		s.keys.apply(set)
-		return s.readTables(ctx, applied == 0 || set.callers, applied == 0 || set.formats)
+		first := applied == 0
+		return s.readTables(ctx, tables{first || set.callers, first || set.formats, first || set.policy})
 	}
 	revoked, err := s.source.revoked(ctx, applied)
 	if err != nil {
 		return err
 	}
 	s.keys.forget(set.n, revoked, set.organizations)
-	return s.readTables(ctx, true, true)
+	return s.readTables(ctx, tables{true, true, true})
 }
 
-// readTables reads what every replica holds whole.
-func (s *Store) readTables(ctx context.Context, callers, formats bool) error {
-	if formats {
+// tables are those that every replica holds whole.
+type tables struct{ callers, formats, policy bool }
+
+// readTables reads those of them that have changed.
+func (s *Store) readTables(ctx context.Context, changed tables) error {
+	if changed.policy {
+		p, err := s.source.policy(ctx)
+		if err != nil {
+			return err
+		}
+		s.learnPolicy(p)
+	}
+	if changed.formats {
 		list, err := s.source.formats(ctx)
 		if err != nil {
 			return err
 		}
 		s.formats.Store(list)
 	}
-	if callers {
+	if changed.callers {
 		table, err := s.source.callers(ctx)
 		if err != nil {
 			return err

@@ -34,6 +34,8 @@ type Store interface {
 	// Effective waits until all live replicas have applied a revision, a second at
 	// most, and tells how far it got.
 	Effective(ctx context.Context, revision int64) (Effective, error)
+	// PolicyEffective is Effective for a policy: it waits until all live replicas decide by it.
+	PolicyEffective(ctx context.Context, policyRevision string) (Effective, error)
 	// Replicas lists the replicas that may still serve, and the current revision.
 	Replicas(ctx context.Context) ([]Replica, int64, error)
 }
@@ -102,6 +104,13 @@ type Reader interface {
 	Admin(ctx context.Context, t Tenant, id authz.AdminID) (*Admin, error)
 	Admins(ctx context.Context, t Tenant, f AdminFilter, p Page) ([]Admin, error)
 
+	// Activations lists how policies came into force, newest first: at most limit of those
+	// before the change before, or from the newest on when it is 0. Policies belong to
+	// nobody: they are within Everyone alone.
+	Activations(ctx context.Context, t Tenant, before int64, limit int) ([]authz.PolicyActivation, error)
+	// PolicyArchive returns a policy that was activated, whole.
+	PolicyArchive(ctx context.Context, t Tenant, policyRevision string) ([]byte, error)
+
 	// AuditEvents lists one chain; the platform's (zero) is within Everyone alone.
 	AuditEvents(ctx context.Context, t Tenant, chain authz.OrganizationID, f AuditFilter) ([]AuditEvent, error)
 	// AuditChains lists the organizations within that have a chain, each with its
@@ -162,6 +171,10 @@ type Writer interface {
 	// Bootstrap claims the one bootstrap of this database's life; false when it, or
 	// any admin, has been there before.
 	Bootstrap(ctx context.Context) (bool, error)
+
+	// ActivatePolicy puts a policy in force for all replicas, with this transaction; it sets
+	// a.Change and a.At. The archive is nil for one that is kept already, or the built-in one.
+	ActivatePolicy(ctx context.Context, t Tenant, a *authz.PolicyActivation, archive []byte) error
 
 	// AuditHead returns a chain's last row; the zero head for a new chain.
 	AuditHead(ctx context.Context, chain authz.OrganizationID) (ChainHead, error)

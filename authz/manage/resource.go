@@ -213,6 +213,8 @@ type Replica struct {
 	Live bool
 	// ServesUntil is until when it may serve what it knows if it hears nothing more.
 	ServesUntil time.Time
+	// PolicyRevision is that of the policy that decides there; "" before the first.
+	PolicyRevision string
 }
 
 // Effective is the receipt of a change that takes rights away: how far it has got

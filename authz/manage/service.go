@@ -32,6 +32,8 @@ type Options struct {
 	Policy Policy
 	// Format is the form of the secrets that are made.
 	Format authz.KeyFormat
+	// Policies tries policies that want to be in force; nil where policy cannot be managed.
+	Policies Policies
 	// AuditKeys seal the audit log; see AuditKeys.
 	AuditKeys authz.Peppers
 	// AcceptsForeign tells whether a text has the form of secrets that were imported,
@@ -47,8 +49,10 @@ type Options struct {
 type Service struct {
 	store  Store
 	policy Policy
-	format authz.KeyFormat
-	keys   authz.Peppers
+	// policies is nil where they cannot be managed.
+	policies Policies
+	format   authz.KeyFormat
+	keys     authz.Peppers
 	// foreign is Options.AcceptsForeign.
 	foreign func(string) bool
 
@@ -65,7 +69,7 @@ func New(o Options) (*Service, error) {
 	if len(o.AuditKeys.IDs()) == 0 {
 		return nil, errors.New("management needs keys for the audit log")
 	}
-	return &Service{store: o.Store, policy: o.Policy, format: o.Format, keys: o.AuditKeys, foreign: o.AcceptsForeign}, nil
+	return &Service{store: o.Store, policy: o.Policy, policies: o.Policies, format: o.Format, keys: o.AuditKeys, foreign: o.AcceptsForeign}, nil
 }
 
 // Request is who asks, and how.
@@ -132,6 +136,9 @@ func (s *Service) decide(ctx context.Context, r Request, action string, o *Organ
 type outcome struct {
 	// takes tells that rights were taken away, so that the answer waits for replicas.
 	takes bool
+	// policy is the revision of a policy that came into force: the answer waits until all
+	// replicas decide by it.
+	policy string
 	// events go into the audit log with it.
 	events []AuditEvent
 }
@@ -198,7 +205,12 @@ func (s *Service) change(
 	case err != nil:
 		return answered{}, translate(err)
 	}
-	if out.takes && !r.DryRun {
+	switch {
+	case r.DryRun:
+	case out.policy != "":
+		effective := s.policyEffective(context.WithoutCancel(ctx), out.policy)
+		done.effective = &effective
+	case out.takes:
 		effective := s.effective(context.WithoutCancel(ctx), revision)
 		done.effective = &effective
 	}
@@ -224,11 +236,19 @@ func replay(earlier *Remembered, r Request, answer any) (takes bool, err error) 
 // effective waits for the receipt. The change is committed: what cannot be found
 // out is told as not acknowledged.
 func (s *Service) effective(ctx context.Context, revision int64) Effective {
-	effective, err := s.store.Effective(ctx, revision)
+	return orUnknown(s.store.Effective(ctx, revision))
+}
+
+// policyEffective is effective for a policy that came into force.
+func (s *Service) policyEffective(ctx context.Context, revision string) Effective {
+	return orUnknown(s.store.PolicyEffective(ctx, revision))
+}
+
+func orUnknown(e Effective, err error) Effective {
 	if err != nil {
 		return Effective{Silent: []SilentReplica{{Replica: "unknown", ServesUntil: time.Now().Add(maxStale).UTC()}}}
 	}
-	return effective
+	return e
 }
 
 // maxStale is the longest that any replica is configured to serve what it knows.

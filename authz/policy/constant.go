@@ -27,7 +27,7 @@ func foldConstants(ctx context.Context, compiled *Snapshot, live map[string]*ast
 			}
 			value, err := compiled.constant(ctx, rule)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: constant %s: %w", rule.Location, rule.Ref(), err))
+				errs = append(errs, atLocation(rule.Location, fmt.Errorf("constant %s: %w", rule.Ref(), err)))
 				continue
 			}
 			rule.Head.Value = ast.NewTerm(value).SetLocation(rule.Head.Value.Location)

@@ -51,7 +51,7 @@ func guard(compiler *ast.Compiler) error {
 		ast.WalkExprs(module, func(expr *ast.Expr) bool {
 			for _, with := range expr.With {
 				if !test && ast.BuiltinMap[with.Target.String()] != nil {
-					errs = append(errs, fmt.Errorf("%s: only a test may replace the builtin %s", with.Location, with.Target))
+					errs = append(errs, atLocation(with.Location, fmt.Errorf("only a test may replace the builtin %s", with.Target)))
 				}
 			}
 			terms, ok := expr.Terms.([]*ast.Term)

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -39,8 +43,7 @@ func (s *Snapshot) in(l *lane) *Snapshot {
 	return &copied
 }
 
-// Revision returns "sha256:" and the hex of a hash of the policy's content, tests
-// included. It does not depend on where the files come from.
+// Revision is the Source's.
 func (s *Snapshot) Revision() string { return s.revision }
 
 // The entry points, which every policy must have.
@@ -49,22 +52,26 @@ const (
 	adminEntrypoint = "data.keystile.admin.decision"
 )
 
-// Load reads a policy, compiles it strictly in the sandbox and returns it ready
-// for an Engine. The *_test.rego files must compile too, but are not part of what
-// is evaluated.
+// Load reads a policy and loads it: see Source.Load.
+func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
+	source, err := ReadSource(ctx, fsys)
+	if err != nil {
+		return nil, err
+	}
+	return source.Load(ctx)
+}
+
+// Load compiles the policy strictly in the sandbox and returns it ready for an Engine. The
+// *_test.rego files must compile too, but are not part of what is evaluated.
 //
 // Errors name file, line and reason; there can be several, joined. A policy is
 // refused whole: there is no part of a Snapshot.
-func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
-	files, err := readSource(ctx, fsys)
+func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
+	data, err := parseData(s.files)
 	if err != nil {
 		return nil, err
 	}
-	data, err := parseData(files)
-	if err != nil {
-		return nil, err
-	}
-	live, all, err := parseModules(files)
+	live, all, err := parseModules(s.files)
 	if err != nil {
 		return nil, err
 	}
@@ -77,16 +84,16 @@ func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
 	if err := foldConstants(ctx, whole.in(newLane()), live); err != nil {
 		return nil, err
 	}
-	s, err := compile(ctx, live, data, false)
+	loaded, err := compile(ctx, live, data, false)
 	if err != nil {
 		return nil, err
 	}
-	if s.catalogue, err = catalogueOf(data); err != nil {
+	if loaded.catalogue, err = catalogueOf(data); err != nil {
 		return nil, err
 	}
-	s.revision = revisionOf(files)
-	s.catalogue.Revision = s.revision
-	return s, nil
+	loaded.revision = s.revision
+	loaded.catalogue.Revision = s.revision
+	return loaded, nil
 }
 
 // compile compiles in the sandbox. Strict goes for what was written; once constants
@@ -126,7 +133,7 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 	s := &Snapshot{compiler: compiler, store: store, txn: txn, caps: caps}
 	for _, entrypoint := range []string{checkEntrypoint, adminEntrypoint} {
 		if len(compiler.GetRulesExact(ast.MustParseRef(entrypoint))) == 0 {
-			return nil, fmt.Errorf("the policy has no rule %s", entrypoint)
+			return nil, atLocation(packageOf(modules, entrypoint), fmt.Errorf("the policy has no rule %s", entrypoint))
 		}
 	}
 	if s.check, err = prepare(compiler, checkEntrypoint); err != nil {
@@ -136,6 +143,17 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 		return nil, err
 	}
 	return s, nil
+}
+
+// packageOf is where the package of an entry point begins; nil when there is none.
+func packageOf(modules map[string]*ast.Module, entrypoint string) *ast.Location {
+	ref := ast.MustParseRef(entrypoint)
+	for _, name := range slices.Sorted(maps.Keys(modules)) {
+		if m := modules[name]; m.Package.Path.Equal(ref[:len(ref)-1]) {
+			return m.Package.Location
+		}
+	}
+	return nil
 }
 
 // resultVar is the variable that a prepared query binds to the entry point's value.
@@ -182,8 +200,8 @@ func parseModules(files []file) (live, all map[string]*ast.Module, err error) {
 		}
 		test := isTestPackage(module)
 		if test != f.isTest() {
-			errs = append(errs, fmt.Errorf("%s: tests stand in files *_test.rego with a package *_test, and nothing else does",
-				module.Package.Location))
+			errs = append(errs, atLocation(module.Package.Location,
+				errors.New("tests stand in files *_test.rego with a package *_test, and nothing else does")))
 			continue
 		}
 		all[f.path] = module
@@ -210,13 +228,25 @@ func parseData(files []file) (map[string]any, error) {
 		var value map[string]any
 		// util.Unmarshal is what the stock tools read YAML 1.2 with.
 		if err := util.Unmarshal(f.content, &value); err != nil {
-			return nil, fmt.Errorf("%s: %w", f.path, err)
+			return nil, at(f.path, yamlLine(err), err)
 		}
 		if err := place(root, path.Dir(f.path), value); err != nil {
-			return nil, fmt.Errorf("%s: %w", f.path, err)
+			return nil, at(f.path, 0, err)
 		}
 	}
 	return root, nil
+}
+
+var yamlLineText = regexp.MustCompile(`\bline (\d+)`)
+
+// yamlLine is the line that an error of the YAML reader speaks of, or 0.
+func yamlLine(err error) int {
+	found := yamlLineText.FindStringSubmatch(err.Error())
+	if found == nil {
+		return 0
+	}
+	line, _ := strconv.Atoi(found[1])
+	return line
 }
 
 func place(root map[string]any, dir string, value map[string]any) error {
@@ -246,6 +276,13 @@ func place(root map[string]any, dir string, value map[string]any) error {
 // run evaluates one prepared query. An undefined result is nil. Builtin errors are
 // errors: under a `not` they would allow.
 func (s *Snapshot) run(ctx context.Context, body ast.Body, input *ast.Term, cancel topdown.Cancel) (ast.Value, error) {
+	return s.runTraced(ctx, body, input, cancel, nil)
+}
+
+// runTraced is run with a tracer, nil for none.
+func (s *Snapshot) runTraced(
+	ctx context.Context, body ast.Body, input *ast.Term, cancel topdown.Cancel, tracer topdown.QueryTracer,
+) (ast.Value, error) {
 	var result ast.Value
 	query := topdown.NewQuery(body).
 		WithCompiler(s.compiler).
@@ -256,6 +293,9 @@ func (s *Snapshot) run(ctx context.Context, body ast.Body, input *ast.Term, canc
 		WithBuiltins(s.builtins).
 		WithStrictBuiltinErrors(true).
 		WithMetrics(metrics.NoOp())
+	if tracer != nil {
+		query = query.WithQueryTracer(tracer)
+	}
 	err := query.Iter(ctx, func(bindings topdown.QueryResult) error {
 		if term, ok := bindings[resultVar]; ok {
 			result = term.Value

@@ -2,9 +2,10 @@ package policy
 
 import (
 	"bytes"
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
@@ -23,6 +24,14 @@ var checkSchemaJSON []byte
 //
 //go:embed schemas/admin.json
 var adminSchemaJSON []byte
+
+// toolFiles are what stock tools need beside a policy.
+//
+//go:embed capabilities.json schemas
+var toolFiles embed.FS
+
+// ToolFiles are the capabilities and the schemas of the inputs, for stock tools such as opa.
+func ToolFiles() fs.FS { return toolFiles }
 
 // sandbox returns what a policy may call. A policy is code from elsewhere: it
 // reaches no network, no clock, no randomness, no environment and no files, so

@@ -174,6 +174,33 @@ func (c *Client) Catalogue(ctx context.Context) (*Catalogue, error) {
 	return decode[Catalogue](c.api.ListScopes(ctx))
 }
 
+// Policy tells which policy is in force, and which was refused and why.
+func (c *Client) Policy(ctx context.Context) (*Policy, error) {
+	return decode[Policy](c.api.GetPolicy(ctx))
+}
+
+// ListPolicyHistory returns one page of how policies came into force, newest first.
+func (c *Client) ListPolicyHistory(ctx context.Context, filter ListPolicyHistoryParams) (*PolicyActivationList, error) {
+	return decode[PolicyActivationList](c.api.ListPolicyHistory(ctx, &filter))
+}
+
+// TestPolicy tries a policy by its own tests, by those of the one in force and by the
+// invariants. Nothing changes.
+func (c *Client) TestPolicy(ctx context.Context, wanted PolicyTestRequest) (*PolicyReport, error) {
+	return decode[PolicyReport](c.api.TestPolicy(ctx, wanted))
+}
+
+// ActivatePolicy puts a policy in force on every replica, once it has passed; else the
+// error is policy_refused, with a reason a problem.
+func (c *Client) ActivatePolicy(ctx context.Context, wanted PolicyActivate, opts ...RequestEditorFn) (*PolicyChange, error) {
+	return decode[PolicyChange](c.api.ActivatePolicy(ctx, nil, wanted, opts...))
+}
+
+// RollBackPolicy puts the policy in force again that was before, or an earlier one.
+func (c *Client) RollBackPolicy(ctx context.Context, wanted PolicyRollback, opts ...RequestEditorFn) (*PolicyChange, error) {
+	return decode[PolicyChange](c.api.RollBackPolicy(ctx, nil, wanted, opts...))
+}
+
 // Replicas returns the replicas, and how far each has applied changes.
 func (c *Client) Replicas(ctx context.Context) (*ReplicaList, error) {
 	return decode[ReplicaList](c.api.ListReplicas(ctx))

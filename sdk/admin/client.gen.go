@@ -207,6 +207,84 @@ func (e Permission) Valid() bool {
 	}
 }
 
+// Defines values for PolicyOrigin.
+const (
+	OriginBuiltIn   PolicyOrigin = "built-in"
+	OriginBundle    PolicyOrigin = "bundle"
+	OriginDatabase  PolicyOrigin = "database"
+	OriginDirectory PolicyOrigin = "directory"
+)
+
+// Valid indicates whether the value is a known member of the PolicyOrigin enum.
+func (e PolicyOrigin) Valid() bool {
+	switch e {
+	case OriginBuiltIn:
+		return true
+	case OriginBundle:
+		return true
+	case OriginDatabase:
+		return true
+	case OriginDirectory:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyProblemStage.
+const (
+	StageActiveTests PolicyProblemStage = "active_tests"
+	StageCoverage    PolicyProblemStage = "coverage"
+	StageInvariants  PolicyProblemStage = "invariants"
+	StageLoad        PolicyProblemStage = "load"
+	StageProcess     PolicyProblemStage = "process"
+	StageTests       PolicyProblemStage = "tests"
+)
+
+// Valid indicates whether the value is a known member of the PolicyProblemStage enum.
+func (e PolicyProblemStage) Valid() bool {
+	switch e {
+	case StageActiveTests:
+		return true
+	case StageCoverage:
+		return true
+	case StageInvariants:
+		return true
+	case StageLoad:
+		return true
+	case StageProcess:
+		return true
+	case StageTests:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyTestOutcome.
+const (
+	TestErrs   PolicyTestOutcome = "error"
+	TestFails  PolicyTestOutcome = "fail"
+	TestPasses PolicyTestOutcome = "pass"
+	TestSkips  PolicyTestOutcome = "skip"
+)
+
+// Valid indicates whether the value is a known member of the PolicyTestOutcome enum.
+func (e PolicyTestOutcome) Valid() bool {
+	switch e {
+	case TestErrs:
+		return true
+	case TestFails:
+		return true
+	case TestPasses:
+		return true
+	case TestSkips:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RejectedRowCode.
 const (
 	Duplicate    RejectedRowCode = "duplicate"
@@ -287,6 +365,10 @@ func (e ListOrganizationAuditLogParamsOrder) Valid() bool {
 		return false
 	}
 }
+
+// AcceptedTests Names of tests of the policy in force that may fail, such as data.keystile.check_test.test_x; one that ends in .*
+// is all of a package.
+type AcceptedTests = []string
 
 // Actor defines model for Actor.
 type Actor struct {
@@ -713,21 +795,189 @@ type Plan struct {
 	RateLimit Rate `json:"rate_limit"`
 }
 
+// Policy origin is where the policy comes from that decides, source where this service takes policies from: only with
+// database can they be activated here.
+type Policy struct {
+	// Activation The newest activation; null when there was none.
+	Activation *PolicyActivation `json:"activation"`
+	Origin     PolicyOrigin      `json:"origin"`
+
+	// Refused The last policy that was refused; null when the last one was taken.
+	Refused *PolicyRefusal `json:"refused"`
+
+	// Revision What decides; null before the first.
+	Revision *string `json:"revision"`
+
+	// Since When it came into force on the replica that answers.
+	Since  *time.Time   `json:"since"`
+	Source PolicyOrigin `json:"source"`
+}
+
+// PolicyActivate files, or the revision of a policy that was activated before.
+type PolicyActivate struct {
+	// AcceptRemovedTests Names of tests of the policy in force that may fail, such as data.keystile.check_test.test_x; one that ends in .*
+	// is all of a package.
+	AcceptRemovedTests *AcceptedTests `json:"accept_removed_tests,omitempty"`
+
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files *PolicyFiles `json:"files,omitempty"`
+
+	// Note What is said about it; for the history.
+	Note     *PolicyNote     `json:"note,omitempty"`
+	Revision *PolicyRevision `json:"revision,omitempty"`
+
+	// SecurityFix Nothing goes back past it unless it is told to.
+	SecurityFix *bool `json:"security_fix,omitempty"`
+}
+
+// PolicyActivation defines model for PolicyActivation.
+type PolicyActivation struct {
+	AcceptedTests []string  `json:"accepted_tests"`
+	ActivatedAt   time.Time `json:"activated_at"`
+
+	// ActivatedBy An admin's id.
+	ActivatedBy string `json:"activated_by"`
+	BuiltIn     bool   `json:"built_in"`
+	Note        string `json:"note"`
+
+	// Revision null is the policy that the program is built with.
+	Revision *string `json:"revision"`
+
+	// RolledBack It took another back.
+	RolledBack  bool `json:"rolled_back"`
+	SecurityFix bool `json:"security_fix"`
+}
+
+// PolicyActivationList defines model for PolicyActivationList.
+type PolicyActivationList struct {
+	Items      []PolicyActivation `json:"items"`
+	NextCursor *string            `json:"next_cursor"`
+}
+
+// PolicyChange defines model for PolicyChange.
+type PolicyChange struct {
+	Activation PolicyActivation `json:"activation"`
+	DryRun     bool             `json:"dry_run"`
+
+	// Effective Which replicas decide by it; null for a dry run.
+	Effective *Effective `json:"effective"`
+
+	// Report null for the policy that the program is built with.
+	Report *PolicyReport `json:"report"`
+}
+
+// PolicyFiles The policy's .rego and data.yaml files by their slash-separated paths.
+type PolicyFiles map[string]string
+
+// PolicyGap defines model for PolicyGap.
+type PolicyGap struct {
+	File string `json:"file"`
+	From int    `json:"from"`
+	To   int    `json:"to"`
+}
+
+// PolicyNote What is said about it; for the history.
+type PolicyNote = string
+
+// PolicyOrigin defines model for PolicyOrigin.
+type PolicyOrigin string
+
+// PolicyProblem defines model for PolicyProblem.
+type PolicyProblem struct {
+	File    *string            `json:"file,omitempty"`
+	Line    *int               `json:"line,omitempty"`
+	Message string             `json:"message"`
+	Stage   PolicyProblemStage `json:"stage"`
+	Test    *string            `json:"test,omitempty"`
+}
+
+// PolicyProblemStage defines model for PolicyProblem.Stage.
+type PolicyProblemStage string
+
+// PolicyRefusal defines model for PolicyRefusal.
+type PolicyRefusal struct {
+	At       time.Time       `json:"at"`
+	Origin   PolicyOrigin    `json:"origin"`
+	Problems []PolicyProblem `json:"problems"`
+	Revision *string         `json:"revision"`
+}
+
+// PolicyReport defines model for PolicyReport.
+type PolicyReport struct {
+	AcceptedTests []string `json:"accepted_tests"`
+
+	// ActiveTests Tests of the policy in force that this one has changed or lacks.
+	ActiveTests []PolicyTest `json:"active_tests"`
+
+	// Against The policy in force by which it was measured.
+	Against         *string `json:"against,omitempty"`
+	CoveragePercent float64 `json:"coverage_percent"`
+
+	// Gaps The lines of rules that no test reaches.
+	Gaps []PolicyGap `json:"gaps"`
+
+	// InvariantQuestions With how many questions the invariants were asked.
+	InvariantQuestions int             `json:"invariant_questions"`
+	Passed             bool            `json:"passed"`
+	Problems           []PolicyProblem `json:"problems"`
+
+	// Revision Missing for a policy that cannot be read.
+	Revision *string      `json:"revision,omitempty"`
+	Seconds  float64      `json:"seconds"`
+	Tests    []PolicyTest `json:"tests"`
+}
+
+// PolicyRevision defines model for PolicyRevision.
+type PolicyRevision = string
+
+// PolicyRollback defines model for PolicyRollback.
+type PolicyRollback struct {
+	// Note What is said about it; for the history.
+	Note            *PolicyNote     `json:"note,omitempty"`
+	PastSecurityFix *bool           `json:"past_security_fix,omitempty"`
+	Revision        *PolicyRevision `json:"revision,omitempty"`
+}
+
+// PolicyTest defines model for PolicyTest.
+type PolicyTest struct {
+	File    string            `json:"file"`
+	Line    int               `json:"line"`
+	Message *string           `json:"message,omitempty"`
+	Name    string            `json:"name"`
+	Outcome PolicyTestOutcome `json:"outcome"`
+	Seconds float64           `json:"seconds"`
+}
+
+// PolicyTestOutcome defines model for PolicyTest.Outcome.
+type PolicyTestOutcome string
+
+// PolicyTestRequest files, or the revision of a policy that was activated before.
+type PolicyTestRequest struct {
+	// AcceptRemovedTests Names of tests of the policy in force that may fail, such as data.keystile.check_test.test_x; one that ends in .*
+	// is all of a package.
+	AcceptRemovedTests *AcceptedTests `json:"accept_removed_tests,omitempty"`
+
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files    *PolicyFiles    `json:"files,omitempty"`
+	Revision *PolicyRevision `json:"revision,omitempty"`
+}
+
 // Problem defines model for Problem.
 type Problem struct {
 	// Code Stable, for programs. 400: malformed_json, invalid_utf8, nul_character, duplicate_field, unknown_field,
 	// trailing_data. 401: admin_unauthorized. 403: role_forbidden, exceeds_plan, policy_denied. 404: not_found.
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
-	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats.
+	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats,
+	// policy_origin, policy_changed, past_security_fix, nothing_to_roll_back.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
-	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch. 503: unavailable.
+	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch, policy_refused. 503: unavailable.
 	Code string `json:"code"`
 
 	// Detail For people.
 	Detail string        `json:"detail"`
 	Errors *[]FieldError `json:"errors,omitempty"`
 
-	// Reasons Why policy refuses.
+	// Reasons Why policy refuses; for policy_refused why the policy itself is refused.
 	Reasons   *[]Reason `json:"reasons,omitempty"`
 	RequestID string    `json:"request_id"`
 	Status    int       `json:"status"`
@@ -772,6 +1022,9 @@ type Replica struct {
 	// Live Its heartbeat is fresh.
 	Live bool   `json:"live"`
 	Name string `json:"name"`
+
+	// PolicyRevision The policy that decides there.
+	PolicyRevision *string `json:"policy_revision,omitempty"`
 
 	// ServesUntil Until when it may serve what it knows, if it hears nothing more.
 	ServesUntil time.Time `json:"serves_until"`
@@ -1133,6 +1386,35 @@ type RevokeOrganizationKeySecretParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ActivatePolicyParams defines parameters for ActivatePolicy.
+type ActivatePolicyParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListPolicyHistoryParams defines parameters for ListPolicyHistory.
+type ListPolicyHistoryParams struct {
+	// Cursor The next_cursor of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit How many items a page has at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// RollBackPolicyParams defines parameters for RollBackPolicy.
+type RollBackPolicyParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAdminJSONRequestBody defines body for CreateAdmin for application/json ContentType.
 type CreateAdminJSONRequestBody = AdminCreate
 
@@ -1171,6 +1453,15 @@ type UpdateOrganizationKeyJSONRequestBody = KeyUpdate
 
 // RotateOrganizationKeyJSONRequestBody defines body for RotateOrganizationKey for application/json ContentType.
 type RotateOrganizationKeyJSONRequestBody = KeyRotate
+
+// ActivatePolicyJSONRequestBody defines body for ActivatePolicy for application/json ContentType.
+type ActivatePolicyJSONRequestBody = PolicyActivate
+
+// RollBackPolicyJSONRequestBody defines body for RollBackPolicy for application/json ContentType.
+type RollBackPolicyJSONRequestBody = PolicyRollback
+
+// TestPolicyJSONRequestBody defines body for TestPolicy for application/json ContentType.
+type TestPolicyJSONRequestBody = PolicyTestRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1539,6 +1830,70 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke (the `RevokeOrganizationKeySecret` operationId).
 	RevokeOrganizationKeySecret(ctx context.Context, org OrganizationID, key KeyID, secret SecretID, params *RevokeOrganizationKeySecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
+	//
+	// Corresponds with GET /v1/policy (the `GetPolicy` operationId).
+	GetPolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ActivatePolicyWithBody Put a policy in force on every replica, once it has passed (platform admins)
+	//
+	// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+	// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+	ActivatePolicyWithBody(ctx context.Context, params *ActivatePolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
+	//
+	// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+	// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+	ActivatePolicy(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListPolicyHistory List how policies came into force, newest first (platform admins)
+	//
+	// Corresponds with GET /v1/policy/history (the `ListPolicyHistory` operationId).
+	ListPolicyHistory(ctx context.Context, params *ListPolicyHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollBackPolicyWithBody Put the policy in force again that was before, or an earlier one (platform admins)
+	//
+	// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+	// unless `past_security_fix` says so.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+	RollBackPolicyWithBody(ctx context.Context, params *RollBackPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RollBackPolicy Put the policy in force again that was before, or an earlier one (platform admins)
+	//
+	// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+	// unless `past_security_fix` says so.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+	RollBackPolicy(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TestPolicyWithBody Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+	TestPolicyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TestPolicy Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+	TestPolicy(ctx context.Context, body TestPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListReplicas List the replicas, and how far each has applied changes (platform admins)
 	//
@@ -2285,6 +2640,150 @@ func (c *endpoints) RotateOrganizationKey(ctx context.Context, org OrganizationI
 // Corresponds with POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke (the `RevokeOrganizationKeySecret` operationId).
 func (c *endpoints) RevokeOrganizationKeySecret(ctx context.Context, org OrganizationID, key KeyID, secret SecretID, params *RevokeOrganizationKeySecretParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRevokeOrganizationKeySecretRequest(c.Server, org, key, secret, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
+//
+// Corresponds with GET /v1/policy (the `GetPolicy` operationId).
+func (c *endpoints) GetPolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPolicyRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ActivatePolicyWithBody Put a policy in force on every replica, once it has passed (platform admins)
+//
+// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+func (c *endpoints) ActivatePolicyWithBody(ctx context.Context, params *ActivatePolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewActivatePolicyRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
+//
+// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+func (c *endpoints) ActivatePolicy(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewActivatePolicyRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListPolicyHistory List how policies came into force, newest first (platform admins)
+//
+// Corresponds with GET /v1/policy/history (the `ListPolicyHistory` operationId).
+func (c *endpoints) ListPolicyHistory(ctx context.Context, params *ListPolicyHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPolicyHistoryRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollBackPolicyWithBody Put the policy in force again that was before, or an earlier one (platform admins)
+//
+// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+// unless `past_security_fix` says so.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+func (c *endpoints) RollBackPolicyWithBody(ctx context.Context, params *RollBackPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollBackPolicyRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RollBackPolicy Put the policy in force again that was before, or an earlier one (platform admins)
+//
+// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+// unless `past_security_fix` says so.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+func (c *endpoints) RollBackPolicy(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRollBackPolicyRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TestPolicyWithBody Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+func (c *endpoints) TestPolicyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTestPolicyRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TestPolicy Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+func (c *endpoints) TestPolicy(ctx context.Context, body TestPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTestPolicyRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -4810,6 +5309,303 @@ func NewRevokeOrganizationKeySecretRequest(server string, org OrganizationID, ke
 	return req, nil
 }
 
+// NewGetPolicyRequest constructs an http.Request for the GetPolicy method
+func NewGetPolicyRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewActivatePolicyRequest calls the generic ActivatePolicy builder with application/json body
+func NewActivatePolicyRequest(server string, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewActivatePolicyRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewActivatePolicyRequestWithBody constructs an http.Request for the ActivatePolicy method, with any body, and a specified content type
+func NewActivatePolicyRequestWithBody(server string, params *ActivatePolicyParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/activate")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListPolicyHistoryRequest constructs an http.Request for the ListPolicyHistory method
+func NewListPolicyHistoryRequest(server string, params *ListPolicyHistoryParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/history")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRollBackPolicyRequest calls the generic RollBackPolicy builder with application/json body
+func NewRollBackPolicyRequest(server string, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRollBackPolicyRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewRollBackPolicyRequestWithBody constructs an http.Request for the RollBackPolicy method, with any body, and a specified content type
+func NewRollBackPolicyRequestWithBody(server string, params *RollBackPolicyParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/rollback")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewTestPolicyRequest calls the generic TestPolicy builder with application/json body
+func NewTestPolicyRequest(server string, body TestPolicyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTestPolicyRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewTestPolicyRequestWithBody constructs an http.Request for the TestPolicy method, with any body, and a specified content type
+func NewTestPolicyRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/test")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListReplicasRequest constructs an http.Request for the ListReplicas method
 func NewListReplicasRequest(server string) (*http.Request, error) {
 	var err error
@@ -5237,6 +6033,74 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke (the `RevokeOrganizationKeySecret` operationId).
 	RevokeOrganizationKeySecretWithResponse(ctx context.Context, org OrganizationID, key KeyID, secret SecretID, params *RevokeOrganizationKeySecretParams, reqEditors ...RequestEditorFn) (*RevokeOrganizationKeySecretResponse, error)
+
+	// GetPolicyWithResponse Tell which policy is in force, and which was refused and why (platform admins)
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/policy (the `GetPolicy` operationId).
+	GetPolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetPolicyResponse, error)
+
+	// ActivatePolicyWithBodyWithResponse Put a policy in force on every replica, once it has passed (platform admins)
+	//
+	// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+	// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+	ActivatePolicyWithBodyWithResponse(ctx context.Context, params *ActivatePolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ActivatePolicyResponse, error)
+
+	// ActivatePolicyWithResponse Put a policy in force on every replica, once it has passed (platform admins)
+	//
+	// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+	// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+	ActivatePolicyWithResponse(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*ActivatePolicyResponse, error)
+
+	// ListPolicyHistoryWithResponse List how policies came into force, newest first (platform admins)
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/policy/history (the `ListPolicyHistory` operationId).
+	ListPolicyHistoryWithResponse(ctx context.Context, params *ListPolicyHistoryParams, reqEditors ...RequestEditorFn) (*ListPolicyHistoryResponse, error)
+
+	// RollBackPolicyWithBodyWithResponse Put the policy in force again that was before, or an earlier one (platform admins)
+	//
+	// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+	// unless `past_security_fix` says so.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+	RollBackPolicyWithBodyWithResponse(ctx context.Context, params *RollBackPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollBackPolicyResponse, error)
+
+	// RollBackPolicyWithResponse Put the policy in force again that was before, or an earlier one (platform admins)
+	//
+	// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+	// unless `past_security_fix` says so.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+	RollBackPolicyWithResponse(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackPolicyResponse, error)
+
+	// TestPolicyWithBodyWithResponse Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+	TestPolicyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TestPolicyResponse, error)
+
+	// TestPolicyWithResponse Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+	TestPolicyWithResponse(ctx context.Context, body TestPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*TestPolicyResponse, error)
 
 	// ListReplicasWithResponse List the replicas, and how far each has applied changes (platform admins)
 	//
@@ -6873,6 +7737,246 @@ func (r RevokeOrganizationKeySecretResponse) ContentType() string {
 	return ""
 }
 
+type GetPolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Policy
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetPolicyResponse) GetJSON200() *Policy {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetPolicyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetPolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetPolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ActivatePolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ActivatePolicyResponse) GetJSON200() *PolicyChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ActivatePolicyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ActivatePolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ActivatePolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ActivatePolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ActivatePolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListPolicyHistoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyActivationList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListPolicyHistoryResponse) GetJSON200() *PolicyActivationList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListPolicyHistoryResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListPolicyHistoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListPolicyHistoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListPolicyHistoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListPolicyHistoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RollBackPolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RollBackPolicyResponse) GetJSON200() *PolicyChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RollBackPolicyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RollBackPolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RollBackPolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RollBackPolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RollBackPolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type TestPolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyReport
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TestPolicyResponse) GetJSON200() *PolicyReport {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r TestPolicyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TestPolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TestPolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TestPolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TestPolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListReplicasResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -7567,6 +8671,122 @@ func (c *ClientWithResponses) RevokeOrganizationKeySecretWithResponse(ctx contex
 		return nil, err
 	}
 	return ParseRevokeOrganizationKeySecretResponse(rsp)
+}
+
+// GetPolicyWithResponse Tell which policy is in force, and which was refused and why (platform admins)
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/policy (the `GetPolicy` operationId).
+func (c *ClientWithResponses) GetPolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetPolicyResponse, error) {
+	rsp, err := c.GetPolicy(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPolicyResponse(rsp)
+}
+
+// ActivatePolicyWithBodyWithResponse Put a policy in force on every replica, once it has passed (platform admins)
+//
+// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+func (c *ClientWithResponses) ActivatePolicyWithBodyWithResponse(ctx context.Context, params *ActivatePolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ActivatePolicyResponse, error) {
+	rsp, err := c.ActivatePolicyWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseActivatePolicyResponse(rsp)
+}
+
+// ActivatePolicyWithResponse Put a policy in force on every replica, once it has passed (platform admins)
+//
+// A policy that does not pass is `policy_refused`, with a reason a problem, and what is in force stays. The answer
+// tells which replicas decide by it. Files are up to 8 MiB together as JSON.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
+func (c *ClientWithResponses) ActivatePolicyWithResponse(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*ActivatePolicyResponse, error) {
+	rsp, err := c.ActivatePolicy(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseActivatePolicyResponse(rsp)
+}
+
+// ListPolicyHistoryWithResponse List how policies came into force, newest first (platform admins)
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/policy/history (the `ListPolicyHistory` operationId).
+func (c *ClientWithResponses) ListPolicyHistoryWithResponse(ctx context.Context, params *ListPolicyHistoryParams, reqEditors ...RequestEditorFn) (*ListPolicyHistoryResponse, error) {
+	rsp, err := c.ListPolicyHistory(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListPolicyHistoryResponse(rsp)
+}
+
+// RollBackPolicyWithBodyWithResponse Put the policy in force again that was before, or an earlier one (platform admins)
+//
+// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+// unless `past_security_fix` says so.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+func (c *ClientWithResponses) RollBackPolicyWithBodyWithResponse(ctx context.Context, params *RollBackPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RollBackPolicyResponse, error) {
+	rsp, err := c.RollBackPolicyWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollBackPolicyResponse(rsp)
+}
+
+// RollBackPolicyWithResponse Put the policy in force again that was before, or an earlier one (platform admins)
+//
+// It must still pass, but not the tests of the policy that it replaces. Nothing goes back past a security fix
+// unless `past_security_fix` says so.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
+func (c *ClientWithResponses) RollBackPolicyWithResponse(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackPolicyResponse, error) {
+	rsp, err := c.RollBackPolicy(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRollBackPolicyResponse(rsp)
+}
+
+// TestPolicyWithBodyWithResponse Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+func (c *ClientWithResponses) TestPolicyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TestPolicyResponse, error) {
+	rsp, err := c.TestPolicyWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTestPolicyResponse(rsp)
+}
+
+// TestPolicyWithResponse Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/test (the `TestPolicy` operationId).
+func (c *ClientWithResponses) TestPolicyWithResponse(ctx context.Context, body TestPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*TestPolicyResponse, error) {
+	rsp, err := c.TestPolicy(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTestPolicyResponse(rsp)
 }
 
 // ListReplicasWithResponse List the replicas, and how far each has applied changes (platform admins)
@@ -8802,6 +10022,171 @@ func ParseRevokeOrganizationKeySecretResponse(rsp *http.Response) (*RevokeOrgani
 			headers.ETag = &value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetPolicyResponse parses an HTTP response from a GetPolicyWithResponse call
+func ParseGetPolicyResponse(rsp *http.Response) (*GetPolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Policy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseActivatePolicyResponse parses an HTTP response from a ActivatePolicyWithResponse call
+func ParseActivatePolicyResponse(rsp *http.Response) (*ActivatePolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ActivatePolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListPolicyHistoryResponse parses an HTTP response from a ListPolicyHistoryWithResponse call
+func ParseListPolicyHistoryResponse(rsp *http.Response) (*ListPolicyHistoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListPolicyHistoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyActivationList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRollBackPolicyResponse parses an HTTP response from a RollBackPolicyWithResponse call
+func ParseRollBackPolicyResponse(rsp *http.Response) (*RollBackPolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RollBackPolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTestPolicyResponse parses an HTTP response from a TestPolicyWithResponse call
+func ParseTestPolicyResponse(rsp *http.Response) (*TestPolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TestPolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -207,6 +207,84 @@ func (e Permission) Valid() bool {
 	}
 }
 
+// Defines values for PolicyOrigin.
+const (
+	OriginBuiltIn   PolicyOrigin = "built-in"
+	OriginBundle    PolicyOrigin = "bundle"
+	OriginDatabase  PolicyOrigin = "database"
+	OriginDirectory PolicyOrigin = "directory"
+)
+
+// Valid indicates whether the value is a known member of the PolicyOrigin enum.
+func (e PolicyOrigin) Valid() bool {
+	switch e {
+	case OriginBuiltIn:
+		return true
+	case OriginBundle:
+		return true
+	case OriginDatabase:
+		return true
+	case OriginDirectory:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyProblemStage.
+const (
+	StageActiveTests PolicyProblemStage = "active_tests"
+	StageCoverage    PolicyProblemStage = "coverage"
+	StageInvariants  PolicyProblemStage = "invariants"
+	StageLoad        PolicyProblemStage = "load"
+	StageProcess     PolicyProblemStage = "process"
+	StageTests       PolicyProblemStage = "tests"
+)
+
+// Valid indicates whether the value is a known member of the PolicyProblemStage enum.
+func (e PolicyProblemStage) Valid() bool {
+	switch e {
+	case StageActiveTests:
+		return true
+	case StageCoverage:
+		return true
+	case StageInvariants:
+		return true
+	case StageLoad:
+		return true
+	case StageProcess:
+		return true
+	case StageTests:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyTestOutcome.
+const (
+	TestErrs   PolicyTestOutcome = "error"
+	TestFails  PolicyTestOutcome = "fail"
+	TestPasses PolicyTestOutcome = "pass"
+	TestSkips  PolicyTestOutcome = "skip"
+)
+
+// Valid indicates whether the value is a known member of the PolicyTestOutcome enum.
+func (e PolicyTestOutcome) Valid() bool {
+	switch e {
+	case TestErrs:
+		return true
+	case TestFails:
+		return true
+	case TestPasses:
+		return true
+	case TestSkips:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RejectedRowCode.
 const (
 	Duplicate    RejectedRowCode = "duplicate"
@@ -287,6 +365,10 @@ func (e ListOrganizationAuditLogParamsOrder) Valid() bool {
 		return false
 	}
 }
+
+// AcceptedTests Names of tests of the policy in force that may fail, such as data.keystile.check_test.test_x; one that ends in .*
+// is all of a package.
+type AcceptedTests = []string
 
 // Actor defines model for Actor.
 type Actor struct {
@@ -713,21 +795,189 @@ type Plan struct {
 	RateLimit Rate `json:"rate_limit"`
 }
 
+// Policy origin is where the policy comes from that decides, source where this service takes policies from: only with
+// database can they be activated here.
+type Policy struct {
+	// Activation The newest activation; null when there was none.
+	Activation *PolicyActivation `json:"activation"`
+	Origin     PolicyOrigin      `json:"origin"`
+
+	// Refused The last policy that was refused; null when the last one was taken.
+	Refused *PolicyRefusal `json:"refused"`
+
+	// Revision What decides; null before the first.
+	Revision *string `json:"revision"`
+
+	// Since When it came into force on the replica that answers.
+	Since  *time.Time   `json:"since"`
+	Source PolicyOrigin `json:"source"`
+}
+
+// PolicyActivate files, or the revision of a policy that was activated before.
+type PolicyActivate struct {
+	// AcceptRemovedTests Names of tests of the policy in force that may fail, such as data.keystile.check_test.test_x; one that ends in .*
+	// is all of a package.
+	AcceptRemovedTests *AcceptedTests `json:"accept_removed_tests,omitempty"`
+
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files *PolicyFiles `json:"files,omitempty"`
+
+	// Note What is said about it; for the history.
+	Note     *PolicyNote     `json:"note,omitempty"`
+	Revision *PolicyRevision `json:"revision,omitempty"`
+
+	// SecurityFix Nothing goes back past it unless it is told to.
+	SecurityFix *bool `json:"security_fix,omitempty"`
+}
+
+// PolicyActivation defines model for PolicyActivation.
+type PolicyActivation struct {
+	AcceptedTests []string  `json:"accepted_tests"`
+	ActivatedAt   time.Time `json:"activated_at"`
+
+	// ActivatedBy An admin's id.
+	ActivatedBy string `json:"activated_by"`
+	BuiltIn     bool   `json:"built_in"`
+	Note        string `json:"note"`
+
+	// Revision null is the policy that the program is built with.
+	Revision *string `json:"revision"`
+
+	// RolledBack It took another back.
+	RolledBack  bool `json:"rolled_back"`
+	SecurityFix bool `json:"security_fix"`
+}
+
+// PolicyActivationList defines model for PolicyActivationList.
+type PolicyActivationList struct {
+	Items      []PolicyActivation `json:"items"`
+	NextCursor *string            `json:"next_cursor"`
+}
+
+// PolicyChange defines model for PolicyChange.
+type PolicyChange struct {
+	Activation PolicyActivation `json:"activation"`
+	DryRun     bool             `json:"dry_run"`
+
+	// Effective Which replicas decide by it; null for a dry run.
+	Effective *Effective `json:"effective"`
+
+	// Report null for the policy that the program is built with.
+	Report *PolicyReport `json:"report"`
+}
+
+// PolicyFiles The policy's .rego and data.yaml files by their slash-separated paths.
+type PolicyFiles map[string]string
+
+// PolicyGap defines model for PolicyGap.
+type PolicyGap struct {
+	File string `json:"file"`
+	From int    `json:"from"`
+	To   int    `json:"to"`
+}
+
+// PolicyNote What is said about it; for the history.
+type PolicyNote = string
+
+// PolicyOrigin defines model for PolicyOrigin.
+type PolicyOrigin string
+
+// PolicyProblem defines model for PolicyProblem.
+type PolicyProblem struct {
+	File    *string            `json:"file,omitempty"`
+	Line    *int               `json:"line,omitempty"`
+	Message string             `json:"message"`
+	Stage   PolicyProblemStage `json:"stage"`
+	Test    *string            `json:"test,omitempty"`
+}
+
+// PolicyProblemStage defines model for PolicyProblem.Stage.
+type PolicyProblemStage string
+
+// PolicyRefusal defines model for PolicyRefusal.
+type PolicyRefusal struct {
+	At       time.Time       `json:"at"`
+	Origin   PolicyOrigin    `json:"origin"`
+	Problems []PolicyProblem `json:"problems"`
+	Revision *string         `json:"revision"`
+}
+
+// PolicyReport defines model for PolicyReport.
+type PolicyReport struct {
+	AcceptedTests []string `json:"accepted_tests"`
+
+	// ActiveTests Tests of the policy in force that this one has changed or lacks.
+	ActiveTests []PolicyTest `json:"active_tests"`
+
+	// Against The policy in force by which it was measured.
+	Against         *string `json:"against,omitempty"`
+	CoveragePercent float64 `json:"coverage_percent"`
+
+	// Gaps The lines of rules that no test reaches.
+	Gaps []PolicyGap `json:"gaps"`
+
+	// InvariantQuestions With how many questions the invariants were asked.
+	InvariantQuestions int             `json:"invariant_questions"`
+	Passed             bool            `json:"passed"`
+	Problems           []PolicyProblem `json:"problems"`
+
+	// Revision Missing for a policy that cannot be read.
+	Revision *string      `json:"revision,omitempty"`
+	Seconds  float64      `json:"seconds"`
+	Tests    []PolicyTest `json:"tests"`
+}
+
+// PolicyRevision defines model for PolicyRevision.
+type PolicyRevision = string
+
+// PolicyRollback defines model for PolicyRollback.
+type PolicyRollback struct {
+	// Note What is said about it; for the history.
+	Note            *PolicyNote     `json:"note,omitempty"`
+	PastSecurityFix *bool           `json:"past_security_fix,omitempty"`
+	Revision        *PolicyRevision `json:"revision,omitempty"`
+}
+
+// PolicyTest defines model for PolicyTest.
+type PolicyTest struct {
+	File    string            `json:"file"`
+	Line    int               `json:"line"`
+	Message *string           `json:"message,omitempty"`
+	Name    string            `json:"name"`
+	Outcome PolicyTestOutcome `json:"outcome"`
+	Seconds float64           `json:"seconds"`
+}
+
+// PolicyTestOutcome defines model for PolicyTest.Outcome.
+type PolicyTestOutcome string
+
+// PolicyTestRequest files, or the revision of a policy that was activated before.
+type PolicyTestRequest struct {
+	// AcceptRemovedTests Names of tests of the policy in force that may fail, such as data.keystile.check_test.test_x; one that ends in .*
+	// is all of a package.
+	AcceptRemovedTests *AcceptedTests `json:"accept_removed_tests,omitempty"`
+
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files    *PolicyFiles    `json:"files,omitempty"`
+	Revision *PolicyRevision `json:"revision,omitempty"`
+}
+
 // Problem defines model for Problem.
 type Problem struct {
 	// Code Stable, for programs. 400: malformed_json, invalid_utf8, nul_character, duplicate_field, unknown_field,
 	// trailing_data. 401: admin_unauthorized. 403: role_forbidden, exceeds_plan, policy_denied. 404: not_found.
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
-	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats.
+	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats,
+	// policy_origin, policy_changed, past_security_fix, nothing_to_roll_back.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
-	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch. 503: unavailable.
+	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch, policy_refused. 503: unavailable.
 	Code string `json:"code"`
 
 	// Detail For people.
 	Detail string        `json:"detail"`
 	Errors *[]FieldError `json:"errors,omitempty"`
 
-	// Reasons Why policy refuses.
+	// Reasons Why policy refuses; for policy_refused why the policy itself is refused.
 	Reasons   *[]Reason `json:"reasons,omitempty"`
 	RequestID string    `json:"request_id"`
 	Status    int       `json:"status"`
@@ -772,6 +1022,9 @@ type Replica struct {
 	// Live Its heartbeat is fresh.
 	Live bool   `json:"live"`
 	Name string `json:"name"`
+
+	// PolicyRevision The policy that decides there.
+	PolicyRevision *string `json:"policy_revision,omitempty"`
 
 	// ServesUntil Until when it may serve what it knows, if it hears nothing more.
 	ServesUntil time.Time `json:"serves_until"`
@@ -1133,6 +1386,35 @@ type RevokeOrganizationKeySecretParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ActivatePolicyParams defines parameters for ActivatePolicy.
+type ActivatePolicyParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListPolicyHistoryParams defines parameters for ListPolicyHistory.
+type ListPolicyHistoryParams struct {
+	// Cursor The next_cursor of the page before.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit How many items a page has at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// RollBackPolicyParams defines parameters for RollBackPolicy.
+type RollBackPolicyParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAdminJSONRequestBody defines body for CreateAdmin for application/json ContentType.
 type CreateAdminJSONRequestBody = AdminCreate
 
@@ -1171,6 +1453,15 @@ type UpdateOrganizationKeyJSONRequestBody = KeyUpdate
 
 // RotateOrganizationKeyJSONRequestBody defines body for RotateOrganizationKey for application/json ContentType.
 type RotateOrganizationKeyJSONRequestBody = KeyRotate
+
+// ActivatePolicyJSONRequestBody defines body for ActivatePolicy for application/json ContentType.
+type ActivatePolicyJSONRequestBody = PolicyActivate
+
+// RollBackPolicyJSONRequestBody defines body for RollBackPolicy for application/json ContentType.
+type RollBackPolicyJSONRequestBody = PolicyRollback
+
+// TestPolicyJSONRequestBody defines body for TestPolicy for application/json ContentType.
+type TestPolicyJSONRequestBody = PolicyTestRequest
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
@@ -1270,6 +1561,21 @@ type ServerInterface interface {
 	// RevokeOrganizationKeySecret Revoke one of a key's secrets, for ever
 	// (POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke)
 	RevokeOrganizationKeySecret(c *gin.Context, org OrganizationID, key KeyID, secret SecretID, params RevokeOrganizationKeySecretParams)
+	// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
+	// (GET /v1/policy)
+	GetPolicy(c *gin.Context)
+	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
+	// (POST /v1/policy/activate)
+	ActivatePolicy(c *gin.Context, params ActivatePolicyParams)
+	// ListPolicyHistory List how policies came into force, newest first (platform admins)
+	// (GET /v1/policy/history)
+	ListPolicyHistory(c *gin.Context, params ListPolicyHistoryParams)
+	// RollBackPolicy Put the policy in force again that was before, or an earlier one (platform admins)
+	// (POST /v1/policy/rollback)
+	RollBackPolicy(c *gin.Context, params RollBackPolicyParams)
+	// TestPolicy Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+	// (POST /v1/policy/test)
+	TestPolicy(c *gin.Context)
 	// ListReplicas List the replicas, and how far each has applied changes (platform admins)
 	// (GET /v1/replicas)
 	ListReplicas(c *gin.Context)
@@ -2937,6 +3243,163 @@ func (siw *ServerInterfaceWrapper) RevokeOrganizationKeySecret(c *gin.Context) {
 	siw.Handler.RevokeOrganizationKeySecret(c, org, key, secret, params)
 }
 
+// GetPolicy operation middleware
+func (siw *ServerInterfaceWrapper) GetPolicy(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetPolicy(c)
+}
+
+// ActivatePolicy operation middleware
+func (siw *ServerInterfaceWrapper) ActivatePolicy(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ActivatePolicyParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ActivatePolicy(c, params)
+}
+
+// ListPolicyHistory operation middleware
+func (siw *ServerInterfaceWrapper) ListPolicyHistory(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListPolicyHistoryParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", c.Request.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter cursor: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", c.Request.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter limit: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListPolicyHistory(c, params)
+}
+
+// RollBackPolicy operation middleware
+func (siw *ServerInterfaceWrapper) RollBackPolicy(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RollBackPolicyParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.RollBackPolicy(c, params)
+}
+
+// TestPolicy operation middleware
+func (siw *ServerInterfaceWrapper) TestPolicy(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.TestPolicy(c)
+}
+
 // ListReplicas operation middleware
 func (siw *ServerInterfaceWrapper) ListReplicas(c *gin.Context) {
 
@@ -3023,6 +3486,11 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/v1/admins/:admin", wrapper.GetAdmin)
 	router.POST(options.BaseURL+"/v1/admins/:admin/rotate", wrapper.RotateAdmin)
 	router.GET(options.BaseURL+"/v1/scopes", wrapper.ListScopes)
+	router.GET(options.BaseURL+"/v1/policy", wrapper.GetPolicy)
+	router.GET(options.BaseURL+"/v1/policy/history", wrapper.ListPolicyHistory)
+	router.POST(options.BaseURL+"/v1/policy/test", wrapper.TestPolicy)
+	router.POST(options.BaseURL+"/v1/policy/activate", wrapper.ActivatePolicy)
+	router.POST(options.BaseURL+"/v1/policy/rollback", wrapper.RollBackPolicy)
 	router.GET(options.BaseURL+"/v1/replicas", wrapper.ListReplicas)
 }
 
@@ -4436,6 +4904,202 @@ func (response RevokeOrganizationKeySecretdefaultApplicationProblemPlusJSONRespo
 	return err
 }
 
+type GetPolicyRequestObject struct {
+}
+
+type GetPolicyResponseObject interface {
+	VisitGetPolicyResponse(w http.ResponseWriter) error
+}
+
+type GetPolicy200JSONResponse Policy
+
+func (response GetPolicy200JSONResponse) VisitGetPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPolicydefaultApplicationProblemPlusJSONResponse) VisitGetPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ActivatePolicyRequestObject struct {
+	Params ActivatePolicyParams
+	Body   *ActivatePolicyJSONRequestBody
+}
+
+type ActivatePolicyResponseObject interface {
+	VisitActivatePolicyResponse(w http.ResponseWriter) error
+}
+
+type ActivatePolicy200JSONResponse PolicyChange
+
+func (response ActivatePolicy200JSONResponse) VisitActivatePolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ActivatePolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ActivatePolicydefaultApplicationProblemPlusJSONResponse) VisitActivatePolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPolicyHistoryRequestObject struct {
+	Params ListPolicyHistoryParams
+}
+
+type ListPolicyHistoryResponseObject interface {
+	VisitListPolicyHistoryResponse(w http.ResponseWriter) error
+}
+
+type ListPolicyHistory200JSONResponse PolicyActivationList
+
+func (response ListPolicyHistory200JSONResponse) VisitListPolicyHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPolicyHistorydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListPolicyHistorydefaultApplicationProblemPlusJSONResponse) VisitListPolicyHistoryResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBackPolicyRequestObject struct {
+	Params RollBackPolicyParams
+	Body   *RollBackPolicyJSONRequestBody
+}
+
+type RollBackPolicyResponseObject interface {
+	VisitRollBackPolicyResponse(w http.ResponseWriter) error
+}
+
+type RollBackPolicy200JSONResponse PolicyChange
+
+func (response RollBackPolicy200JSONResponse) VisitRollBackPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RollBackPolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RollBackPolicydefaultApplicationProblemPlusJSONResponse) VisitRollBackPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestPolicyRequestObject struct {
+	Body *TestPolicyJSONRequestBody
+}
+
+type TestPolicyResponseObject interface {
+	VisitTestPolicyResponse(w http.ResponseWriter) error
+}
+
+type TestPolicy200JSONResponse PolicyReport
+
+func (response TestPolicy200JSONResponse) VisitTestPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TestPolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TestPolicydefaultApplicationProblemPlusJSONResponse) VisitTestPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListReplicasRequestObject struct {
 }
 
@@ -4610,6 +5274,21 @@ type StrictServerInterface interface {
 	// RevokeOrganizationKeySecret Revoke one of a key's secrets, for ever
 	// (POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke)
 	RevokeOrganizationKeySecret(ctx context.Context, request RevokeOrganizationKeySecretRequestObject) (RevokeOrganizationKeySecretResponseObject, error)
+	// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
+	// (GET /v1/policy)
+	GetPolicy(ctx context.Context, request GetPolicyRequestObject) (GetPolicyResponseObject, error)
+	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
+	// (POST /v1/policy/activate)
+	ActivatePolicy(ctx context.Context, request ActivatePolicyRequestObject) (ActivatePolicyResponseObject, error)
+	// ListPolicyHistory List how policies came into force, newest first (platform admins)
+	// (GET /v1/policy/history)
+	ListPolicyHistory(ctx context.Context, request ListPolicyHistoryRequestObject) (ListPolicyHistoryResponseObject, error)
+	// RollBackPolicy Put the policy in force again that was before, or an earlier one (platform admins)
+	// (POST /v1/policy/rollback)
+	RollBackPolicy(ctx context.Context, request RollBackPolicyRequestObject) (RollBackPolicyResponseObject, error)
+	// TestPolicy Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
+	// (POST /v1/policy/test)
+	TestPolicy(ctx context.Context, request TestPolicyRequestObject) (TestPolicyResponseObject, error)
 	// ListReplicas List the replicas, and how far each has applied changes (platform admins)
 	// (GET /v1/replicas)
 	ListReplicas(ctx context.Context, request ListReplicasRequestObject) (ListReplicasResponseObject, error)
@@ -5762,6 +6441,186 @@ func (sh *strictHandler) RevokeOrganizationKeySecret(ctx *gin.Context, org Organ
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(RevokeOrganizationKeySecretResponseObject); ok {
 		if err := validResponse.VisitRevokeOrganizationKeySecretResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetPolicy operation middleware
+func (sh *strictHandler) GetPolicy(ctx *gin.Context) {
+	var request GetPolicyRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPolicy(ctx, request.(GetPolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetPolicyResponseObject); ok {
+		if err := validResponse.VisitGetPolicyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ActivatePolicy operation middleware
+func (sh *strictHandler) ActivatePolicy(ctx *gin.Context, params ActivatePolicyParams) {
+	var request ActivatePolicyRequestObject
+
+	request.Params = params
+
+	var body ActivatePolicyJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ActivatePolicy(ctx, request.(ActivatePolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ActivatePolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ActivatePolicyResponseObject); ok {
+		if err := validResponse.VisitActivatePolicyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListPolicyHistory operation middleware
+func (sh *strictHandler) ListPolicyHistory(ctx *gin.Context, params ListPolicyHistoryParams) {
+	var request ListPolicyHistoryRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListPolicyHistory(ctx, request.(ListPolicyHistoryRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListPolicyHistory")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListPolicyHistoryResponseObject); ok {
+		if err := validResponse.VisitListPolicyHistoryResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RollBackPolicy operation middleware
+func (sh *strictHandler) RollBackPolicy(ctx *gin.Context, params RollBackPolicyParams) {
+	var request RollBackPolicyRequestObject
+
+	request.Params = params
+
+	var body RollBackPolicyJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RollBackPolicy(ctx, request.(RollBackPolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RollBackPolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(RollBackPolicyResponseObject); ok {
+		if err := validResponse.VisitRollBackPolicyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TestPolicy operation middleware
+func (sh *strictHandler) TestPolicy(ctx *gin.Context) {
+	var request TestPolicyRequestObject
+
+	var body TestPolicyJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TestPolicy(ctx, request.(TestPolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TestPolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(TestPolicyResponseObject); ok {
+		if err := validResponse.VisitTestPolicyResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

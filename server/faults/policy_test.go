@@ -53,12 +53,53 @@ func badPolicies() []badPolicy {
 		{"no entry point for admins", policyFiles{
 			"keystile/admin/admin.rego": "package keystile.admin\n\nverdict := true\n", "keystile/admin/admin_test.rego": "",
 		}, `data\.keystile\.admin\.decision`},
-		{"data", policyFiles{"keystile/catalog/data.yaml": "scopes: [\n"}, `keystile/catalog/data\.yaml: .*line [12]`},
+		{"data", policyFiles{"keystile/catalog/data.yaml": "scopes: [\n"}, `keystile/catalog/data\.yaml:[12]: `},
 		{
 			"tests that do not compile",
 			policyFiles{"keystile/rules/bad/bad_test.rego": "package keystile.rules.bad_test\n\ntest_x if nowhere\n"},
 			`keystile/rules/bad/bad_test\.rego:3: `,
 		},
+		{
+			"a test that fails",
+			policyFiles{"keystile/rules/bad/bad_test.rego": "package keystile.rules.bad_test\n\ntest_x if 1 == 2\n"},
+			`keystile/rules/bad/bad_test\.rego:3: the test .*test_x fails`,
+		},
+		{
+			"a result that is no boolean",
+			policyFiles{"keystile/admin/admin.rego": "package keystile.admin\n\ndecision := {\"allow\": \"yes\", \"reasons\": []}\n", "keystile/admin/admin_test.rego": ""},
+			`keystile/admin/admin\.rego:3: .*allow: it is string, not a boolean`,
+		},
+		{
+			"a conflict",
+			policyFiles{"keystile/check/bad.rego": "package keystile.check\n\nlimits := [{\"name\": \"none\"}]\n"},
+			`keystile/check/(bad|limits)\.rego:\d+: .*conflict`,
+		},
+		{
+			"an endless loop", rule("count([1 | some a in numbers.range(1, 3000); some b in numbers.range(1, 3000); a * b == 0]) == 1"),
+			inRule + `.*longer than its budget`,
+		},
+		{
+			"5 MB of data",
+			policyFiles{"keystile/rules/bad/data.yaml": "x: " + strings.Repeat("x", 5<<20) + "\n"},
+			`keystile/rules/bad/data\.yaml: a policy's data has at most`,
+		},
+		{
+			"a guarantee that is gone", policyFiles{
+				"keystile/check/check.rego": "package keystile.check\n\nimport data.keystile.catalog\n\ndecision := {\"allow\": true, \"reasons\": [], \"required_scopes\": [], " +
+					"\"missing_scopes\": [], \"route\": null, \"limits\": catalog.plan_limits.standard}\n",
+				"keystile/check/check_test.rego": "",
+			}, `keystile/check/check\.rego:5: .*never allowed`,
+		},
+	}
+}
+
+// gone are rules that go with their tests: that is noticed by the policy in force alone.
+func gone() badPolicy {
+	return badPolicy{
+		"a rule that goes with its test", policyFiles{
+			"keystile/rules/browser_use/browser_use.rego": "", "keystile/rules/browser_use/browser_use_test.rego": "",
+			"keystile/rules/browser_use/data.yaml": "",
+		}, `keystile/rules/browser_use/browser_use_test\.rego:\d+: the test .* of the policy in force fails`,
 	}
 }
 
@@ -121,8 +162,9 @@ func (s *site) kinds(on *replica) map[*key]string {
 	}
 }
 
-// badPolicyPushed pushes policies as they are pushed today: a replica starts with a new
-// KEYSTILE_POLICY_DIR, and only when it is ready would an old one be asked to end.
+// badPolicyPushed pushes policies in all three ways: a replica starts with a new
+// KEYSTILE_POLICY_DIR, and only when it is ready would an old one be asked to end; the
+// directory of one that serves is edited; one is activated.
 func badPolicyPushed(t *trial) {
 	s := newSite(t)
 	replicas := s.start(3)
@@ -147,13 +189,33 @@ func badPolicyPushed(t *trial) {
 			t.exact(false, "%s: exit code %d (3), what is wrong and where is told: %t: %.300q", bad.name, end.code, says, end.stderr)
 		}
 	}
-	t.exact(refused == len(badPolicies()), "pushed as policies are pushed today, by a rolling restart with another KEYSTILE_POLICY_DIR: "+
-		"%d of %d bad ones refused at start, exit code 3, with file and line or the entry point's name", refused, len(badPolicies()))
+	t.exact(refused == len(badPolicies()), "pushed by a rolling restart with another KEYSTILE_POLICY_DIR: "+
+		"%d of %d bad ones refused at start, exit code 3, with file, line and reason", refused, len(badPolicies()))
+	activated := append(badPolicies(), gone())
+	refused = s.pushByActivation(replicas[0], activated)
+	t.exact(refused == len(activated), "activated: %d of %d refused, with file, line and reason", refused, len(activated))
+	dir := s.policyDir("watched", nil)
+	watching := s.start(1, map[string]string{"KEYSTILE_POLICY_DIR": dir})
+	s.eventually("every kind of check is answered there as well", func() bool { return len(changed(s.once(watching, keys...))) == 0 })
+	l.join(watching[0])
+	edited := activated[:either(t, len(activated), 3)]
+	refused = s.pushByDirectory(watching[0], dir, edited)
+	t.exact(refused == len(edited), "edited in a directory that is watched: %d of %d refused, with file, line and reason", refused, len(edited))
+	l.leave(watching[0])
+	// A receipt would name it: it takes its policy from elsewhere.
+	if err := watching[0].terminate(); err != nil {
+		t.Error(err)
+	}
 	t.exact(s.revisions(replicas) == revisions, "the old ones serve the same revision")
 
 	good := s.start(1, map[string]string{"KEYSTILE_POLICY_DIR": s.policyDir("good", nil)})
 	l.join(good[0])
 	t.exact(within(patience, func() bool { return len(changed(s.once(good, keys...))) == 0 }), "a good one is taken, and decides the same")
+	l.leave(good[0])
+	if err := good[0].terminate(); err != nil {
+		t.Error(err)
+	}
+	s.activatesEverywhere(replicas)
 	all := l.stop()
 	// What a busy machine could not decide in time is no other decision.
 	t.exact(len(all) > 0 && len(changed(all).except("unavailable", "no answer")) == 0, "changed decisions: %d of %d, of %d kinds",

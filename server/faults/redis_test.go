@@ -19,7 +19,7 @@ func redisDown(t *trial) {
 	s.warm(replicas, known)
 	o := s.outageUnderAttack(redisFault{"killed", func() { s.killRedis() }, s.startRedis},
 		either(t, 5*time.Second, time.Second), replicas, keys, known)
-	o.judge(t)
+	o.judge(s)
 }
 
 // redisRefuses has Redis, and then a Redis Cluster, answer and not write.
@@ -46,7 +46,7 @@ func redisRefuses(t *trial) {
 	replicas := s.start(3)
 	s.warm(replicas, known)
 	for i, f := range faults {
-		s.outageUnderAttack(f, lasts, replicas, keys[i], known).judge(t)
+		s.outageUnderAttack(f, lasts, replicas, keys[i], known).judge(s)
 	}
 	for _, r := range replicas { // else they would have a part of the others' limits
 		if err := r.terminate(); err != nil {
@@ -56,7 +56,7 @@ func redisRefuses(t *trial) {
 	c := s.startCluster()
 	replicas = s.start(3, map[string]string{"KEYSTILE_REDIS_URL": c.URL()})
 	s.warm(replicas, known)
-	s.outageUnderAttack(s.uncovered(c), lasts, replicas, keys[len(faults)], known).judge(t)
+	s.outageUnderAttack(s.uncovered(c), lasts, replicas, keys[len(faults)], known).judge(s)
 }
 
 func (s *site) startCluster() *localserver.RedisCluster {

@@ -190,7 +190,8 @@ func (s *site) outageUnderAttack(f redisFault, lasts time.Duration, replicas []*
 }
 
 // judge holds an outage to what row 7 promises.
-func (o *redisOutage) judge(t *trial) {
+func (o *redisOutage) judge(s *site) {
+	t := s.trial
 	t.Helper()
 	name, bound := o.fault.name, either(t, standInShare, busyShare)
 	exhausted, fresh := o.attack.worstOf(o.keys, true), o.attack.worstOf(o.keys, false)
@@ -209,13 +210,14 @@ func (o *redisOutage) judge(t *trial) {
 		"%s: limited keys: %v; others: %v", name, o.attack, o.steady)
 	stoodIn := o.attack.between(o.began, o.back).where(func(a *answer) bool { return a.allow && a.mode == "local" })
 	t.timed(len(stoodIn) > 0, "%s: of these the stand-ins admitted %d", name, len(stoodIn))
-	o.judgeTimes(t)
+	o.judgeTimes(s)
 }
 
-func (o *redisOutage) judgeTimes(t *trial) {
+func (o *redisOutage) judgeTimes(s *site) {
+	t := s.trial
 	t.Helper()
 	before := o.steady.where(func(a *answer) bool { return a.done.Before(o.began) }).percentile(.5)
-	first := o.steady.between(o.began, o.began.Add(findingOut))
+	first := s.fair(o.steady.between(o.began, o.began.Add(findingOut)))
 	later := o.steady.between(o.began.Add(findingOut), o.back)
 	t.timed(len(first) > 0 && first.percentile(.99)-before <= firstCall, "%s: p50 before %s; the first calls p99 %+.1f ms (≤ +60)",
 		o.fault.name, ms(before), (first.percentile(.99)-before).Seconds()*1000)

@@ -41,7 +41,8 @@ changed(changes) := object.union(question, changes)
 
 codes(decision) := [reason.code | some reason in decision.reasons]
 
-standard := [{"name": "key", "rate": 100, "period_seconds": 60, "burst": 100, "cost": 1}]
+# Whatever the plan's numbers are: changing them must not need a change of tests.
+standard := catalog.plan_limits.standard
 
 test_allowed_with_its_scope if {
 	check.decision == {
@@ -395,9 +396,30 @@ same(decision, null, against) if {
 	decision.allow == false
 }
 
-combinations contains {
-	"caller": {"environments": serves},
-	"key": {"environment": environment, "scopes": scopes, "allowed_cidrs": cidrs},
+combinations contains combination(served, wanted, scopes, [], "", asked_for) if {
+	some served in [[["live"], "live"], [["live"], "test"], [["live", "test"], "test"]]
+	some wanted in ["", "live"]
+	some scopes in [["tickets:read"], ["customers:read", "tickets:read", "tickets:write"]]
+	some asked_for in whatever_is_asked
+}
+
+combinations contains combination([["live"], "live"], "", scopes, cidrs, organization, asked_for) if {
+	scopes := ["customers:read", "tickets:read", "tickets:write"]
+	some cidrs in [[], ["203.0.113.0/24"], ["198.51.100.0/24"]]
+	some organization in ["", "acme", "org_2"]
+	some asked_for in whatever_is_asked
+}
+
+whatever_is_asked := [
+	["GET", "/api/v1/tickets", ""],
+	["POST", "/api/v1/tickets", "customers:read"],
+	["", "", "tickets:read"],
+	["GET", "/nowhere", ""],
+]
+
+combination(served, wanted, scopes, cidrs, organization, asked_for) := {
+	"caller": {"environments": served[0]},
+	"key": {"environment": served[1], "scopes": scopes, "allowed_cidrs": cidrs},
 	"request": {
 		"method": asked_for[0],
 		"path": asked_for[1],
@@ -407,19 +429,6 @@ combinations contains {
 		"resource": {"organization": organization},
 		"client_ip": "203.0.113.7",
 	},
-} if {
-	some serves in [["live"], ["live", "test"]]
-	some environment in ["live", "test"]
-	some wanted in ["", "live"]
-	some scopes in [[], ["tickets:read"], ["customers:read", "tickets:read", "tickets:write"]]
-	some cidrs in [[], ["203.0.113.0/24"], ["198.51.100.0/24"]]
-	some organization in ["", "acme", "org_2"]
-	some asked_for in [
-		["GET", "/api/v1/tickets", ""],
-		["POST", "/api/v1/tickets", "customers:read"],
-		["", "", "tickets:read"],
-		["GET", "/nowhere", ""],
-	]
 }
 
 # A question that lacks a field that a shipped rule reads is never allowed.

@@ -1,0 +1,22 @@
+package authz
+
+import "time"
+
+// PolicyActivation is one time that a policy was put in force for all replicas.
+type PolicyActivation struct {
+	// Change is the revision of the change that did it: a later one has a greater number.
+	Change int64
+	// Revision is the policy's; "" is the built-in one.
+	Revision string
+	At       time.Time
+	// By is who did it, an admin's id.
+	By string
+	// Note is what they said about it.
+	Note string
+	// SecurityFix tells that nothing goes back past it without being told to.
+	SecurityFix bool
+	// RolledBack tells that it took another back.
+	RolledBack bool
+	// Accepted are the tests of the policy before it that failed, and might.
+	Accepted []string
+}

@@ -1,0 +1,355 @@
+package manage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// The actions on policies.
+const (
+	actionPolicyGet      = "policy.get"
+	actionPolicyList     = "policy.list"
+	actionPolicyTest     = "policy.test"
+	actionPolicyActivate = "policy.activate"
+	actionPolicyRollback = "policy.rollback"
+)
+
+const (
+	// maxPolicyNote bounds what is said about an activation, in bytes.
+	maxPolicyNote = 1000
+	// maxActivations bounds how far back is looked for a policy to go back to.
+	maxActivations = 10_000
+)
+
+// Policies tries policies, and knows which one is in force. It is implemented by authz/policy.
+type Policies interface {
+	// TryFiles measures a policy, given as its files by their paths, by the one that is in
+	// force, and returns it whole for keeping when it could be read. What is wrong with it
+	// is in the report; the error is of a trial that could not be made. Called concurrently.
+	TryFiles(ctx context.Context, files map[string]string, accept []string) (*authz.PolicyReport, []byte, error)
+	// TryArchive is TryFiles for a policy that was kept. all accepts whatever tests fail of
+	// the one in force.
+	TryArchive(ctx context.Context, archive []byte, accept []string, all bool) (*authz.PolicyReport, error)
+	// State tells which policy is in force here.
+	State() authz.PolicyState
+	// BuiltIn is the revision of the policy that the program is built with.
+	BuiltIn() string
+	// Origin is where this service takes its policy from: what is activated is in force
+	// where that is OriginDatabase, and nowhere else.
+	Origin() authz.PolicyOrigin
+}
+
+// PolicyInForce is which policy decides, and since when.
+type PolicyInForce struct {
+	// State is of the replica that answers.
+	State authz.PolicyState
+	// Origin is where policies come from here.
+	Origin authz.PolicyOrigin
+	// Activation is the newest one in the database; nil while there is none.
+	Activation *authz.PolicyActivation
+}
+
+// PolicyInput is a policy that is to be tried or activated: Files, or the Revision of one
+// that was activated before.
+type PolicyInput struct {
+	Files    map[string]string
+	Revision string
+	// Accept names the tests of the policy in force that may fail.
+	Accept []string
+	// Note and SecurityFix are authz.PolicyActivation's.
+	Note        string
+	SecurityFix bool
+}
+
+// PolicyChange is the answer of a change of what is in force.
+type PolicyChange struct {
+	Activation authz.PolicyActivation
+	// Report is what came of trying it; nil for the built-in one.
+	Report *authz.PolicyReport
+	// Effective tells which replicas decide by it.
+	Effective *Effective `json:"-"`
+}
+
+// Policy tells which policy is in force. Platform admins alone.
+func (s *Service) Policy(ctx context.Context, r Request) (*PolicyInForce, error) {
+	var out *PolicyInForce
+	err := s.read(ctx, func(ctx context.Context, re Reader) error {
+		if err := s.may(ctx, r, operation{action: actionPolicyGet}, nil, nil); err != nil {
+			return err
+		}
+		if s.policies == nil {
+			return errNoPolicies()
+		}
+		latest, err := re.Activations(ctx, TenantOf(r.Actor), 0, 1)
+		if err != nil {
+			return err //nolint:wrapcheck // read does
+		}
+		out = &PolicyInForce{State: s.policies.State(), Origin: s.policies.Origin()}
+		if len(latest) > 0 {
+			out.Activation = &latest[0]
+		}
+		return nil
+	})
+	return out, err
+}
+
+// PolicyHistory lists how policies came into force, newest first, from before a change on
+// when it is not 0. Platform admins alone.
+func (s *Service) PolicyHistory(ctx context.Context, r Request, before int64, p Page) (List[authz.PolicyActivation], error) {
+	var out List[authz.PolicyActivation]
+	err := s.read(ctx, func(ctx context.Context, re Reader) error {
+		if err := s.may(ctx, r, operation{action: actionPolicyList}, nil, nil); err != nil {
+			return err
+		}
+		items, err := re.Activations(ctx, TenantOf(r.Actor), before, p.more().Limit)
+		out = paged(items, p, re.Now(), func(a *authz.PolicyActivation) string { return fmt.Sprint(a.Change) })
+		return err //nolint:wrapcheck // read does
+	})
+	return out, err
+}
+
+// MayTestPolicy is nil for whoever may send a policy at all.
+func (s *Service) MayTestPolicy(ctx context.Context, r Request) error {
+	return s.may(ctx, r, operation{action: actionPolicyTest}, nil, nil)
+}
+
+// TestPolicy tries a policy and changes nothing. Platform admins alone.
+func (s *Service) TestPolicy(ctx context.Context, r Request, in PolicyInput) (*authz.PolicyReport, error) {
+	if err := s.may(ctx, r, operation{action: actionPolicyTest}, nil, nil); err != nil {
+		return nil, err
+	}
+	if s.policies == nil {
+		return nil, errNoPolicies()
+	}
+	report, _, err := s.tryPolicy(ctx, r, in, false)
+	return report, err
+}
+
+// ActivatePolicy puts a policy in force on every replica, once it has proved itself by the
+// one that is. Platform admins alone.
+func (s *Service) ActivatePolicy(ctx context.Context, r Request, in PolicyInput) (*PolicyChange, error) {
+	if err := s.mayChangePolicy(ctx, r, actionPolicyActivate, in.Note); err != nil {
+		return nil, err
+	}
+	report, archive, err := s.tryPolicy(ctx, r, in, false)
+	if err != nil {
+		return nil, err
+	}
+	if !report.Passed() {
+		return nil, refused(report)
+	}
+	a := authz.PolicyActivation{Revision: report.Revision, Note: in.Note, SecurityFix: in.SecurityFix, Accepted: report.Accepted}
+	return s.putInForce(ctx, r, actionPolicyActivate, a, report, archive, report.Against)
+}
+
+// PolicyRollback is how far to go back.
+type PolicyRollback struct {
+	// Revision is the policy to go back to; "" is the one that was in force before.
+	Revision string
+	Note     string
+	// PastSecurityFix goes back although a security fix is taken back with it.
+	PastSecurityFix bool
+}
+
+// RollBackPolicy puts a policy in force again that was in force before. It must still prove
+// itself, but not by the one that it replaces. Platform admins alone.
+func (s *Service) RollBackPolicy(ctx context.Context, r Request, in PolicyRollback) (*PolicyChange, error) {
+	if err := s.mayChangePolicy(ctx, r, actionPolicyRollback, in.Note); err != nil {
+		return nil, err
+	}
+	var history []authz.PolicyActivation
+	err := s.read(ctx, func(ctx context.Context, re Reader) (err error) {
+		history, err = re.Activations(ctx, TenantOf(r.Actor), 0, maxActivations)
+		return err //nolint:wrapcheck // read does
+	})
+	if err != nil {
+		return nil, err
+	}
+	target, err := stepBack(history, s.policies.BuiltIn(), in)
+	if err != nil {
+		return nil, err
+	}
+	a := authz.PolicyActivation{Revision: target, Note: in.Note, RolledBack: true}
+	if target == "" {
+		return s.putInForce(ctx, r, actionPolicyRollback, a, nil, nil, inForce(history, s.policies.BuiltIn()))
+	}
+	report, _, err := s.tryPolicy(ctx, r, PolicyInput{Revision: target}, true)
+	if err != nil {
+		return nil, err
+	}
+	if !report.Passed() {
+		return nil, refused(report)
+	}
+	return s.putInForce(ctx, r, actionPolicyRollback, a, report, nil, inForce(history, s.policies.BuiltIn()))
+}
+
+// inForce is the revision that the newest activation put in force.
+func inForce(history []authz.PolicyActivation, builtIn string) string {
+	if len(history) == 0 || history[0].Revision == "" {
+		return builtIn
+	}
+	return history[0].Revision
+}
+
+// stepBack finds what to go back to, "" for the built-in policy. Going back twice goes
+// further back, and not forth again.
+func stepBack(history []authz.PolicyActivation, builtIn string, in PolicyRollback) (string, error) {
+	// What was in force, one on the other; a roll-back takes off what it took back.
+	stack := []authz.PolicyActivation{{}} // at first the built-in one
+	for _, a := range slices.Backward(history) {
+		if a.RolledBack {
+			if i := lastOf(stack, a.Revision); i >= 0 {
+				stack = stack[:i+1]
+				continue
+			}
+		}
+		stack = append(stack, a)
+	}
+	wanted := in.Revision
+	if wanted == builtIn {
+		wanted = ""
+	}
+	to := len(stack) - 2
+	if in.Revision != "" {
+		if to = lastOf(stack[:len(stack)-1], wanted); to < 0 {
+			return "", &authz.Error{
+				Kind: authz.KindNotFound, Code: "not_found",
+				Message: "no such policy was in force before this one; GET /v1/policy/history lists them",
+			}
+		}
+	}
+	if to < 0 {
+		return "", conflict("nothing_to_roll_back", "nothing was ever activated: the built-in policy is in force")
+	}
+	for _, a := range stack[to+1:] {
+		if a.SecurityFix && !in.PastSecurityFix {
+			return "", conflict("past_security_fix", "this would take back a policy that was marked as a security fix; say past_security_fix if that is meant")
+		}
+	}
+	return stack[to].Revision, nil
+}
+
+func lastOf(stack []authz.PolicyActivation, revision string) int {
+	for i := len(stack) - 1; i >= 0; i-- {
+		if stack[i].Revision == revision {
+			return i
+		}
+	}
+	return -1
+}
+
+func (s *Service) mayChangePolicy(ctx context.Context, r Request, action, note string) error {
+	if err := s.may(ctx, r, operation{action: action}, nil, nil); err != nil {
+		return err
+	}
+	if s.policies == nil {
+		return errNoPolicies()
+	}
+	if origin := s.policies.Origin(); origin != authz.OriginDatabase {
+		return conflict("policy_origin", "this service takes its policy from a "+string(origin)+": change it there, or configure the service without it")
+	}
+	if len(note) > maxPolicyNote {
+		return invalid("string_too_long", "/note", fmt.Sprintf("must be at most %d bytes", maxPolicyNote))
+	}
+	return s.notKey("/note", note)
+}
+
+func errNoPolicies() error {
+	return conflict("policy_origin", "policies cannot be managed here")
+}
+
+// tryPolicy measures what was sent, or what was kept before.
+func (s *Service) tryPolicy(ctx context.Context, r Request, in PolicyInput, acceptAll bool) (*authz.PolicyReport, []byte, error) {
+	if (in.Revision == "") == (in.Files == nil) {
+		return nil, nil, invalid("missing_field", "/files", "send either files, or the revision of a policy that was activated before")
+	}
+	if in.Files != nil {
+		report, archive, err := s.policies.TryFiles(ctx, in.Files, in.Accept)
+		return report, archive, untried(err)
+	}
+	var archive []byte
+	err := s.read(ctx, func(ctx context.Context, re Reader) (err error) {
+		archive, err = re.PolicyArchive(ctx, TenantOf(r.Actor), in.Revision)
+		if errors.Is(err, ErrNotFound) {
+			return notFound("policy")
+		}
+		return err //nolint:wrapcheck // read does
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	report, err := s.policies.TryArchive(ctx, archive, in.Accept, acceptAll)
+	return report, nil, untried(err)
+}
+
+func untried(err error) error {
+	if err == nil {
+		return nil
+	}
+	return authz.Unavailable("the policy could not be tried; see the log", fmt.Errorf("%w: %w", errPolicy, err))
+}
+
+// refused turns a report into an error that tells what to mend.
+func refused(report *authz.PolicyReport) error {
+	e := &authz.Error{
+		Kind: authz.KindInvalid, Code: "policy_refused",
+		Message: fmt.Sprintf("the policy is refused, and what is in force stays: %d problems; see reasons", len(report.Problems)),
+	}
+	for _, p := range report.Problems {
+		e.Reasons = append(e.Reasons, authz.Reason{Code: authz.Code(p.Stage), Message: p.String()})
+	}
+	return e
+}
+
+// putInForce writes an activation, unless another one came first: against is what it was
+// measured by.
+func (s *Service) putInForce(
+	ctx context.Context, r Request, action string, a authz.PolicyActivation, report *authz.PolicyReport, archive []byte, against string,
+) (*PolicyChange, error) {
+	out := &PolicyChange{}
+	done, err := s.change(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
+		latest, err := w.Activations(ctx, TenantOf(r.Actor), 0, 1)
+		if err != nil {
+			return outcome{}, err //nolint:wrapcheck // change does
+		}
+		before := inForce(latest, s.policies.BuiltIn())
+		if before != against {
+			return outcome{}, conflict("policy_changed", "another policy came into force meanwhile, here or on another replica; try again")
+		}
+		a.By = r.Actor.ID.String()
+		if a.Revision == s.policies.BuiltIn() {
+			a.Revision, archive = "", nil
+		}
+		if err := w.ActivatePolicy(ctx, TenantOf(r.Actor), &a, archive); err != nil {
+			return outcome{}, err //nolint:wrapcheck // change does
+		}
+		*out = PolicyChange{Activation: a, Report: report}
+		after := s.policyDocument(a)
+		revision, _ := after["revision"].(string)
+		return logged(outcome{policy: revision}, authz.OrganizationID{}, action, revision, map[string]any{"revision": before}, after)
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Effective = done.effective
+	return out, nil
+}
+
+// policyDocument is what the audit log has of an activation.
+func (s *Service) policyDocument(a authz.PolicyActivation) map[string]any {
+	revision := a.Revision
+	if revision == "" {
+		revision = s.policies.BuiltIn()
+	}
+	accepted := make([]any, len(a.Accepted))
+	for i, name := range a.Accepted {
+		accepted[i] = name
+	}
+	return map[string]any{
+		"revision": revision, "note": a.Note, "security_fix": a.SecurityFix, "rolled_back": a.RolledBack, "accepted_tests": accepted,
+	}
+}

@@ -1,0 +1,303 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// candidate is the shipped policy with files changed: an empty text leaves one out.
+func candidate(t *testing.T, changes map[string]string) *Source {
+	t.Helper()
+	return mustRead(t, with(t, changes))
+}
+
+func mustRead(t *testing.T, fsys fs.FS) *Source {
+	t.Helper()
+	s, err := ReadSource(t.Context(), fsys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// edited is a file of the shipped policy with one text in place of another.
+func edited(t *testing.T, name, from, to string) string {
+	t.Helper()
+	raw, err := fs.ReadFile(shipped(), name)
+	if err != nil || strings.Count(string(raw), from) != 1 {
+		t.Fatalf("%s: %q is there %d times, not once; %v", name, from, strings.Count(string(raw), from), err)
+	}
+	return strings.Replace(string(raw), from, to, 1)
+}
+
+const (
+	checkRego  = "keystile/check/check.rego"
+	fencesRego = "keystile/check/fences.rego"
+	adminRego  = "keystile/admin/admin.rego"
+	ruleRego   = "keystile/rules/bad/bad.rego"
+	ruleTest   = "keystile/rules/bad/bad_test.rego"
+)
+
+// ruleOf is a deny rule of its own with this condition.
+func ruleOf(condition string) string {
+	return "# METADATA\n# title: Bad\n# description: bad. For tests.\npackage keystile.rules.bad\n\n" +
+		"deny contains {\"code\": \"bad\", \"message\": \"Bad.\"} if {\n\t" + condition + "\n}\n"
+}
+
+func TestTrial_TheShippedPolicyPasses(t *testing.T) {
+	r := Trial{Candidate: candidate(t, nil), CoverageFloor: 100}.Try(t.Context())
+	if !r.Passed() {
+		t.Fatal(r.Problems)
+	}
+	passed, failed, skipped := r.Counts()
+	if passed < 80 || failed+skipped > 0 || r.Coverage != 100 || r.Questions < 100 || r.Against != "" {
+		t.Errorf("%d passed, %d failed, %d skipped, %.1f %%, %d questions, against %q", passed, failed, skipped, r.Coverage, r.Questions, r.Against)
+	}
+	t.Logf("%d tests, %d questions, %.2f s", passed, r.Questions, r.Seconds)
+}
+
+// Each is one way to break a policy; its problem names file, line and reason.
+func TestTrial_ABrokenPolicyIsRefusedWithFileLineAndReason(t *testing.T) {
+	loop := "count([1 | some a in numbers.range(1, 3000); some b in numbers.range(1, 3000); a * b == 0]) == 1"
+	for name, c := range map[string]struct {
+		changes map[string]string
+		stage   authz.PolicyStage
+		wants   string
+	}{
+		"syntax":                 {map[string]string{ruleRego: ruleOf("input.stale ===")}, authz.StageLoad, `^keystile/rules/bad/bad\.rego:7: rego_parse_error`},
+		"type":                   {map[string]string{ruleRego: ruleOf(`"a" + 1 == 2`)}, authz.StageLoad, `^keystile/rules/bad/bad\.rego:7: rego_type_error`},
+		"unknown field of input": {map[string]string{ruleRego: ruleOf("input.reqest.method == `GET`")}, authz.StageLoad, `^keystile/rules/bad/bad\.rego:7: rego_type_error.*reqest`},
+		"forbidden builtin":      {map[string]string{ruleRego: ruleOf("time.now_ns() > 0")}, authz.StageLoad, `^keystile/rules/bad/bad\.rego:7: rego_type_error.*time\.now_ns`},
+		"missing entry point": {
+			map[string]string{checkRego: "package keystile.check\n\nverdict := true\n"}, authz.StageLoad, `^keystile/check/.*\.rego:\d+: .*decision`,
+		},
+		"failing test": {
+			map[string]string{
+				ruleRego: ruleOf("input.stale"),
+				ruleTest: "package keystile.rules.bad_test\n\nimport data.keystile.rules.bad\n\ntest_x if count(bad.deny) == 2 with input as {\"stale\": true}\n",
+			}, authz.StageTests, `^keystile/rules/bad/bad_test\.rego:5: the test data\.keystile\.rules\.bad_test\.test_x fails: it does not hold`,
+		},
+		"result that is no boolean": {
+			map[string]string{
+				adminRego: "package keystile.admin\n\ndecision := {\"allow\": \"no\", \"reasons\": []}\n", "keystile/admin/admin_test.rego": "",
+			}, authz.StageInvariants, `^keystile/admin/admin\.rego:3: .*allow: it is string, not a boolean`,
+		},
+		"conflict": {
+			map[string]string{ruleRego: "package keystile.check\n\nlimits := [{\"name\": \"none\"}]\n"},
+			authz.StageInvariants,
+			`^keystile/(check/limits|rules/bad/bad)\.rego:\d+: .*eval_conflict_error`,
+		},
+		"endless loop": {
+			map[string]string{ruleRego: ruleOf(loop)}, authz.StageInvariants, `^keystile/rules/bad/bad\.rego:7: .*took longer than its budget`,
+		},
+		"5 MB of data": {
+			map[string]string{"keystile/rules/bad/data.yaml": "x: " + strings.Repeat("x", 5<<20) + "\n"},
+			authz.StageLoad,
+			`^keystile/rules/bad/data\.yaml: a policy's data has at most 4194304 bytes`,
+		},
+		"untested rule": {
+			map[string]string{
+				ruleRego: ruleOf("input.stale") + strings.Repeat("\nunused(x) if {\n\tx > 1\n\tx > 2\n\tx > 3\n}\n", 60),
+			}, authz.StageCoverage, `^keystile/rules/bad/bad\.rego:\d+: the policy's tests reach \d+\.\d % of its lines; at least 80 %`,
+		},
+	} {
+		source, err := ReadSource(t.Context(), with(t, c.changes))
+		var r *authz.PolicyReport
+		if err != nil {
+			r = Unreadable(err)
+		} else {
+			r = Trial{Candidate: source}.Try(t.Context())
+		}
+		if r.Passed() {
+			t.Errorf("%s: it passed", name)
+			continue
+		}
+		wanted := regexp.MustCompile(c.wants)
+		if !slices.ContainsFunc(r.Problems, func(p authz.PolicyProblem) bool { return p.Stage == c.stage && wanted.MatchString(p.String()) }) {
+			t.Errorf("%s: no problem of stage %s matches %s: %v", name, c.stage, c.wants, r.Problems)
+		}
+	}
+}
+
+// Each takes one guarantee out of the policy, and its tests as well: only the invariants are left to notice.
+func TestInvariants_NoPolicyBreaksAGuarantee(t *testing.T) {
+	for name, c := range map[string]struct {
+		changes map[string]string
+		wants   string
+	}{
+		"scopes": {
+			map[string]string{"keystile/check/scopes.rego": edited(t, "keystile/check/scopes.rego", "\tnot held(scope)\n", "\tscope == \"none\"\n")},
+			"a key with no scope at all is never allowed",
+		},
+		"environment": {
+			map[string]string{fencesRego: edited(t, fencesRego, "\tinput.request.environment in {\"\", input.key.environment}\n", "")},
+			"a key of another environment than the one asked for is never allowed",
+		},
+		"organization": {
+			map[string]string{fencesRego: edited(t, fencesRego, "{\"\", input.organization.id, input.organization.external_id}", "{x | some x in [object.get(input.request.resource, \"organization\", \"\")]}")},
+			"a key is never allowed what belongs to another organization",
+		},
+		"address": {
+			map[string]string{fencesRego: edited(t, fencesRego, "\tnet.cidr_contains(cidr, input.request.client_ip)\n", "\tcidr != \"\"\n")},
+			"a key that is fenced by address is never allowed from outside",
+		},
+		"limits": {
+			map[string]string{"keystile/check/limits.rego": edited(t, "keystile/check/limits.rego", "catalog.plan_limits[input.organization.plan] if", "[] if")},
+			"was allowed without a limit",
+		},
+		"admins": {
+			map[string]string{adminRego: edited(t, adminRego, "\tinput.actor.organization == input.organization.id\n\t[resource", "\t[resource")},
+			"an admin of an organization may never do anything in another",
+		},
+		"way back": {
+			map[string]string{adminRego: edited(t, adminRego, "permitted if input.actor.role == \"platform_admin\"", "permitted if {\n\tinput.actor.role == \"platform_admin\"\n\tnot startswith(input.action, \"policy.\")\n}")},
+			"a platform admin may always do policy",
+		},
+	} {
+		loaded, err := candidate(t, c.changes).Load(t.Context())
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		p, err := candidate(t, c.changes).parse()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, problems, _ := invariants(t.Context(), loaded, p.data)
+		if !strings.Contains(fmt.Sprint(problems), c.wants) {
+			t.Errorf("%s: the invariants found %v", name, problems)
+		}
+	}
+}
+
+const testedRule = "package keystile.rules.bad_test\n\nimport data.keystile.rules.bad\n\n" +
+	"test_stale_is_denied if count(bad.deny) == 1 with input as {\"stale\": true}\n\n" +
+	"test_fresh_is_not if count(bad.deny) == 0 with input as {\"stale\": false}\n"
+
+func TestTrial_TheActivePolicysTestsMustGoOnToHold(t *testing.T) {
+	active := candidate(t, map[string]string{ruleRego: ruleOf("input.stale"), ruleTest: testedRule})
+	const denied, fresh = "data.keystile.rules.bad_test.test_stale_is_denied", "data.keystile.rules.bad_test.test_fresh_is_not"
+
+	gone := Trial{Candidate: candidate(t, nil), Active: active}
+	r := gone.Try(t.Context())
+	if r.Passed() || len(r.Problems) != 2 || r.Problems[1].Test != denied || r.Problems[1].Line != 5 || r.Against != active.revision {
+		t.Errorf("a rule that is gone with its test: %v", r.Problems)
+	}
+	if len(r.ActiveTests) != 2 {
+		t.Errorf("unchanged tests are run again: %v", r.ActiveTests)
+	}
+	for _, accept := range [][]string{{denied, fresh}, {"data.keystile.rules.bad_test.*"}} {
+		gone.AcceptRemoved = accept
+		if r = gone.Try(t.Context()); !r.Passed() || !slices.Equal(r.Accepted, []string{fresh, denied}) {
+			t.Errorf("accepted as %v: %v, %v", accept, r.Problems, r.Accepted)
+		}
+	}
+	gone.AcceptRemoved = []string{fresh, "data.keystile.rules.*x"}
+	if r = gone.Try(t.Context()); r.Passed() {
+		t.Error("another test was accepted")
+	}
+
+	// The rule is weaker, and its test was weakened along.
+	weaker := candidate(t, map[string]string{
+		ruleRego: ruleOf("input.stale\n\tinput.request.method == \"POST\""),
+		ruleTest: strings.ReplaceAll(testedRule, "{\"stale\": true}", "{\"stale\": true, \"request\": {\"method\": \"POST\"}}"),
+	})
+	if r = (Trial{Candidate: weaker, Active: active}).Try(t.Context()); r.Passed() || r.Problems[0].Stage != authz.StageActiveTests {
+		t.Errorf("a rule that is weakened with its test: %v", r.Problems)
+	}
+
+	// A function is gone: the test does not even compile any more.
+	functions := candidate(t, map[string]string{
+		ruleRego: ruleOf("holds(input.stale)") + "\nholds(x) if x\n",
+		ruleTest: testedRule + "\ntest_holds if bad.holds(true)\n",
+	})
+	r = Trial{Candidate: candidate(t, map[string]string{ruleRego: ruleOf("input.stale"), ruleTest: testedRule}), Active: functions}.Try(t.Context())
+	if r.Passed() || !strings.Contains(fmt.Sprint(r.Problems), "test_holds") || !strings.Contains(fmt.Sprint(r.Problems), "does not compile any more") {
+		t.Errorf("a function that is gone: %v", r.Problems)
+	}
+
+	if r = (Trial{Candidate: active, Active: active}).Try(t.Context()); !r.Passed() || r.Against != "" {
+		t.Errorf("the same policy: %v", r.Problems)
+	}
+}
+
+func TestGate_ReportsAsTheTrialItselfDoes(t *testing.T) {
+	source := candidate(t, nil)
+	r, err := newTestGate(t, 0).Try(t.Context(), Trial{Candidate: source, Active: source})
+	if err != nil || !r.Passed() || r.Revision != source.revision || len(r.Tests) < 80 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	bad := candidate(t, map[string]string{ruleRego: ruleOf("input.reqest == 1")})
+	if r, err = newTestGate(t, 0).Try(t.Context(), Trial{Candidate: bad}); err != nil || r.Passed() || r.Problems[0].Line != 7 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// What a builtin does in one step no deadline of OPA's ends.
+func TestGate_TimeAndMemoryAreBounded(t *testing.T) {
+	slow := "package keystile.rules.bad_test\n\ntest_slow if {\n\tx := numbers.range(1, 100000)\n\ty := [a | some a in x; some b in x; a + b < 0]\n\tcount(y) == 0\n}\n"
+	r, err := newTestGate(t, 1500*time.Millisecond).Try(t.Context(), Trial{Candidate: candidate(t, map[string]string{ruleTest: slow})})
+	if err != nil || r.Passed() || !strings.Contains(fmt.Sprint(r.Problems), "longer than") {
+		t.Errorf("time: %+v, %v", r, err)
+	} else if p := r.Problems[0]; p.File != ruleTest || p.Line < 3 {
+		t.Errorf("time: the place is not told: %v", p)
+	}
+	large := "package keystile.rules.bad_test\n\ntest_large if {\n\tx := concat(\"\", [\"0123456789\" | some _ in numbers.range(1, 100000)])\n" +
+		"\ty := concat(\"\", [x | some _ in numbers.range(1, 2000)])\n\tz := lower(y)\n\tz != upper(z)\n}\n"
+	r, err = newTestGate(t, 30*time.Second).Try(t.Context(), Trial{Candidate: candidate(t, map[string]string{ruleTest: large})})
+	if err != nil || r.Passed() || !strings.Contains(fmt.Sprint(r.Problems), "memory") {
+		t.Errorf("memory: %+v, %v", r, err)
+	}
+}
+
+func TestGate_ATrialThatCannotBeMadeIsAnError(t *testing.T) {
+	if r, err := NewGate(0, "/nonexistent/program").Try(t.Context(), Trial{Candidate: candidate(t, nil)}); err == nil {
+		t.Errorf("%+v", r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if r, err := newTestGate(t, 0).Try(ctx, Trial{Candidate: candidate(t, nil)}); err == nil {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestArchive_ThePolicyComesBackAsItWas(t *testing.T) {
+	source := candidate(t, nil)
+	archive, err := source.Archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := ReadArchive(archive)
+	if err != nil || back.revision != source.revision || len(back.files) != len(source.files) {
+		t.Fatalf("%v, %v", back, err)
+	}
+	again, err := source.Archive()
+	if err != nil || !bytes.Equal(again, archive) {
+		t.Error("the same policy has another archive")
+	}
+	if _, err := SourceOf(back.Files()); err != nil {
+		t.Error(err)
+	}
+	for _, broken := range [][]byte{nil, []byte("no gzip"), archive[:len(archive)/2]} {
+		if s, err := ReadArchive(broken); err == nil {
+			t.Errorf("an archive of %d bytes gave %v", len(broken), s)
+		}
+	}
+}
+
+func TestSourceOf_PathsStayInside(t *testing.T) {
+	for _, name := range []string{"../x.rego", "/x.rego", "a/../../x.rego", ".x.rego", "a/.x/y.rego", `a\x.rego`, "", "x.json", "x.txt", "a/b.yaml"} {
+		if s, err := SourceOf(map[string]string{"a.rego": "package a\n", name: "package b\n"}); err == nil {
+			t.Errorf("%q was taken: %v", name, s)
+		}
+	}
+}

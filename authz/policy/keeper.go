@@ -1,0 +1,173 @@
+package policy
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// Offer is a policy that its source wants in force.
+type Offer struct {
+	Source *Source
+	Origin authz.PolicyOrigin
+	// AcceptRemoved is Trial's.
+	AcceptRemoved []string
+	// Proved tells that it was tried when it was activated: it is loaded, and not tried again.
+	Proved bool
+}
+
+// Keeper keeps one policy in force: whatever is offered goes live when it proves itself, and
+// else the last good one stays and everyone can see why. Safe for concurrent use.
+type Keeper struct {
+	engine  *Engine
+	gate    *Gate
+	builtIn *Source
+	origin  authz.PolicyOrigin
+	log     *slog.Logger
+
+	// offering is held while an offer is looked at: they go live in the order in which they come.
+	offering sync.Mutex
+	active   atomic.Pointer[Source]
+	state    atomic.Pointer[authz.PolicyState]
+}
+
+// KeeperOptions are what a Keeper needs.
+type KeeperOptions struct {
+	Engine *Engine
+	Gate   *Gate
+	// BuiltIn is the policy that the program is built with.
+	BuiltIn *Source
+	// Origin is where policies come from here.
+	Origin authz.PolicyOrigin
+	// Logger gets what comes into force and what is refused; nil discards it.
+	Logger *slog.Logger
+}
+
+// NewKeeper returns a keeper that has no policy in force yet.
+func NewKeeper(o KeeperOptions) *Keeper {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	k := &Keeper{engine: o.Engine, gate: o.Gate, builtIn: o.BuiltIn, origin: o.Origin, log: o.Logger}
+	k.state.Store(&authz.PolicyState{})
+	return k
+}
+
+// Origin is where policies come from here.
+func (k *Keeper) Origin() authz.PolicyOrigin { return k.origin }
+
+// BuiltIn is the revision of the policy that the program is built with.
+func (k *Keeper) BuiltIn() string { return k.builtIn.revision }
+
+// State tells which policy is in force. It asks nobody.
+func (k *Keeper) State() authz.PolicyState { return *k.state.Load() }
+
+// Active returns the policy that is in force, nil before the first.
+func (k *Keeper) Active() *Source { return k.active.Load() }
+
+// Try measures a policy by the one that is in force, and puts nothing in force.
+func (k *Keeper) Try(ctx context.Context, candidate *Source, acceptRemoved []string) (*authz.PolicyReport, error) {
+	return k.gate.Try(ctx, Trial{Candidate: candidate, Active: k.active.Load(), AcceptRemoved: acceptRemoved})
+}
+
+// TryFiles is Try for a policy's files by their paths; what cannot be read is reported as
+// well. It also returns the policy's archive, nil for what could not be read.
+func (k *Keeper) TryFiles(ctx context.Context, files map[string]string, accept []string) (*authz.PolicyReport, []byte, error) {
+	source, err := SourceOf(files)
+	if err != nil {
+		return Unreadable(err), nil, nil
+	}
+	archive, err := source.Archive()
+	if err != nil {
+		return nil, nil, err
+	}
+	report, err := k.Try(ctx, source, accept)
+	return report, archive, err
+}
+
+// TryArchive is Try for a policy's archive. all accepts whatever tests fail of the one in force.
+func (k *Keeper) TryArchive(ctx context.Context, archive []byte, accept []string, all bool) (*authz.PolicyReport, error) {
+	source, err := ReadArchive(archive)
+	if err != nil {
+		return nil, err
+	}
+	if all {
+		return k.gate.Try(ctx, Trial{Candidate: source})
+	}
+	return k.Try(ctx, source, accept)
+}
+
+// Offer puts a policy in force, at once and for every check that begins afterwards. What
+// does not prove itself is a *authz.PolicyRefusedError, and the last good one stays; any
+// other error is of a trial that could not be made.
+func (k *Keeper) Offer(ctx context.Context, o Offer) error {
+	k.offering.Lock()
+	defer k.offering.Unlock()
+	if active := k.active.Load(); active != nil && active.revision == o.Source.revision && k.State().Origin == o.Origin {
+		k.taken()
+		return nil
+	}
+	if !o.Proved {
+		report, err := k.Try(ctx, o.Source, o.AcceptRemoved)
+		if err != nil {
+			return err
+		}
+		if !report.Passed() {
+			k.refuse(o.Source.revision, o.Origin, report.Problems)
+			return &authz.PolicyRefusedError{Report: report}
+		}
+	}
+	snapshot, err := o.Source.Load(ctx)
+	if err != nil {
+		return k.Refuse(o.Source.revision, o.Origin, err)
+	}
+	k.engine.Swap(snapshot)
+	k.active.Store(o.Source)
+	k.state.Store(&authz.PolicyState{Revision: o.Source.revision, Origin: o.Origin, Since: time.Now()})
+	k.log.Info("a policy is in force", slog.String("revision", o.Source.revision), slog.String("origin", string(o.Origin)))
+	return nil
+}
+
+// Unreadable is the report of a policy that could not even be read.
+func Unreadable(why error) *authz.PolicyReport {
+	return &authz.PolicyReport{Problems: problemsOf(authz.StageLoad, why), Tests: []authz.PolicyTest{}}
+}
+
+// Refuse notes a candidate that could not even be read, and returns why as an
+// *authz.PolicyRefusedError. revision is "" when it has none.
+func (k *Keeper) Refuse(revision string, origin authz.PolicyOrigin, why error) error {
+	report := Unreadable(why)
+	report.Revision = revision
+	k.refuse(revision, origin, report.Problems)
+	return &authz.PolicyRefusedError{Report: report}
+}
+
+// refuse tells a refusal once.
+func (k *Keeper) refuse(revision string, origin authz.PolicyOrigin, problems []authz.PolicyProblem) {
+	state := k.State()
+	if r := state.Refused; r != nil && r.Revision == revision && r.Origin == origin && slices.Equal(r.Problems, problems) {
+		return
+	}
+	state.Refused = &authz.PolicyRefusal{Revision: revision, Origin: origin, At: time.Now(), Problems: problems}
+	k.state.Store(&state)
+	first := ""
+	if len(problems) > 0 {
+		first = problems[0].String()
+	}
+	k.log.Error("a policy is refused; what is in force stays", slog.String("revision", revision),
+		slog.String("origin", string(origin)), slog.String("active", state.Revision), slog.Int("problems", len(problems)),
+		slog.String("first", first))
+}
+
+// taken forgets a refusal: what is wanted is in force.
+func (k *Keeper) taken() {
+	if state := k.State(); state.Refused != nil {
+		state.Refused = nil
+		k.state.Store(&state)
+	}
+}

@@ -1,0 +1,242 @@
+// Package origin fetches policies from where they are kept, and hands over whatever is new
+// and whole: see directory.go.
+package origin
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/supportstation/keystile/authz/policy"
+)
+
+const (
+	// pollEvery is the backstop behind notifications, which some file systems do not give.
+	pollEvery = time.Second
+	// settleFor is how long nothing may change before a directory is read: an editor that
+	// saves writes several files, and a file in several steps.
+	settleFor = 150 * time.Millisecond
+	// settleMost is how long changes that go on keep a directory from being read.
+	settleMost = time.Second
+	// acceptFile names, one a line, the tests of the policy in force that may fail.
+	acceptFile = ".accept-removed-tests"
+	// mountLink is what Kubernetes swaps when a mounted ConfigMap changes.
+	mountLink = "..data"
+)
+
+// Directory is a folder with a policy in it.
+type Directory struct {
+	path string
+	// seen is the signature of what was read last.
+	seen string
+}
+
+// NewDirectory returns a directory; it need not be there yet.
+func NewDirectory(path string) *Directory { return &Directory{path: path} }
+
+// Version is a policy as a directory had it at one moment.
+type Version struct {
+	Source *policy.Source
+	// AcceptRemoved are the tests that may fail.
+	AcceptRemoved []string
+	// Err is why it could not be read; Source is nil then.
+	Err error
+}
+
+// Read reads the policy that is there now.
+func (d *Directory) Read(ctx context.Context) Version {
+	root, err := d.root()
+	if err != nil {
+		return Version{Err: err}
+	}
+	fsys := os.DirFS(root)
+	source, err := policy.ReadSource(ctx, fsys)
+	if err != nil {
+		return Version{Err: err}
+	}
+	accepted, err := readAccepted(fsys)
+	if err != nil {
+		return Version{Err: err}
+	}
+	return Version{Source: source, AcceptRemoved: accepted}
+}
+
+// root is the folder itself, without the links that lead to it: all of a version is read
+// from one folder, also when a link is swapped meanwhile.
+func (d *Directory) root() (string, error) {
+	for _, path := range []string{filepath.Join(d.path, mountLink), d.path} {
+		root, err := filepath.EvalSymlinks(path)
+		if err == nil {
+			return root, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("read the policy's directory: %w", err)
+		}
+	}
+	return "", fmt.Errorf("the policy's directory %s is not there", d.path)
+}
+
+func readAccepted(fsys fs.FS) ([]string, error) {
+	file, err := fsys.Open(acceptFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", acceptFile, err)
+	}
+	defer func() { _ = file.Close() }()
+	var names []string
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		name, _, _ := strings.Cut(lines.Text(), "#")
+		if name = strings.TrimSpace(name); name != "" {
+			names = append(names, name)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", acceptFile, err)
+	}
+	return names, nil
+}
+
+// Watch hands over the policy whenever the directory has become another one, until ctx ends.
+// What is half written is waited for: a directory is read when it has been still for a
+// moment, and handed over when it is the same a second time. The first time is what the
+// directory has become since the last Read that was handed to Seen.
+//
+// hand is called on this goroutine; while it runs, changes wait.
+func (d *Directory) Watch(ctx context.Context, hand func(context.Context, Version)) {
+	events, errs := make(chan fsnotify.Event), make(chan error)
+	watcher, err := fsnotify.NewWatcher()
+	if err == nil {
+		defer func() { _ = watcher.Close() }()
+		events, errs = watcher.Events, watcher.Errors
+	}
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	for {
+		if watcher != nil {
+			d.watchFolders(watcher)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-events:
+			d.settle(ctx, events)
+		case err := <-errs:
+			_ = err // more happened than was told; what is there is looked at in any case
+		case <-poll.C:
+		}
+		if d.signature() == d.seen {
+			continue
+		}
+		if v, ok := d.whole(ctx); ok {
+			hand(ctx, v)
+		}
+	}
+}
+
+// Seen notes that what is there now has been handed over.
+func (d *Directory) Seen() { d.seen = d.signature() }
+
+// settle waits until nothing has happened for a moment.
+func (d *Directory) settle(ctx context.Context, events <-chan fsnotify.Event) {
+	still := time.NewTimer(settleFor)
+	defer still.Stop()
+	most := time.NewTimer(settleMost)
+	defer most.Stop()
+	for {
+		select {
+		case <-events:
+			still.Reset(settleFor)
+		case <-still.C:
+			return
+		case <-most.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// whole reads the directory; it is not ok while it changes under our eyes.
+func (d *Directory) whole(ctx context.Context) (Version, bool) {
+	before := d.signature()
+	v := d.Read(ctx)
+	wait := time.NewTimer(settleFor)
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+		return Version{}, false
+	}
+	if d.signature() != before {
+		return Version{}, false
+	}
+	d.seen = before
+	return v, true
+}
+
+// watchFolders watches every folder of the policy, and what links lead to it.
+func (d *Directory) watchFolders(watcher *fsnotify.Watcher) {
+	// Of a folder that cannot be watched, the poll tells.
+	_ = watcher.Add(filepath.Dir(d.path))
+	_ = watcher.Add(d.path)
+	root, err := d.root()
+	if err != nil {
+		return
+	}
+	folders := 0
+	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil || !entry.IsDir():
+			return nil //nolint:nilerr // what is gone meanwhile is not watched
+		case path != root && strings.HasPrefix(entry.Name(), "."):
+			return fs.SkipDir
+		}
+		if folders++; folders > policy.MaxFiles {
+			return fs.SkipAll
+		}
+		_ = watcher.Add(path)
+		return nil
+	})
+}
+
+// signature tells two states of the directory apart without reading its files.
+func (d *Directory) signature() string {
+	root, err := d.root()
+	if err != nil {
+		return err.Error()
+	}
+	var all strings.Builder
+	all.WriteString(root)
+	files := 0
+	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		hidden := path != root && strings.HasPrefix(filepath.Base(path), ".") && filepath.Base(path) != acceptFile
+		switch {
+		case err != nil:
+			fmt.Fprintf(&all, "\n%s: %v", path, err)
+			return nil
+		case entry.IsDir() && hidden:
+			return fs.SkipDir
+		case hidden:
+			return nil
+		}
+		if files++; files > 2*policy.MaxFiles {
+			return fs.SkipAll
+		}
+		if info, err := os.Stat(path); err == nil && !info.IsDir() {
+			fmt.Fprintf(&all, "\n%s %d %d", path, info.Size(), info.ModTime().UnixNano())
+		}
+		return nil
+	})
+	return all.String()
+}

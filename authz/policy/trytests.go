@@ -1,0 +1,229 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/cover"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/tester"
+	"github.com/open-policy-agent/opa/v1/topdown"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+const (
+	// testTimeout is how long one test of a policy may take, as with the stock `opa test`.
+	testTimeout = 5 * time.Second
+	// maxTestTimeouts is after how many that took longer no more are run.
+	maxTestTimeouts = 3
+)
+
+// runTests runs tests as the stock `opa test` does, with the sandbox's capabilities and the
+// schemas. The modules are not changed. The tracer may be nil.
+func runTests(ctx context.Context, modules map[string]*ast.Module, data map[string]any, tracer topdown.QueryTracer) ([]authz.PolicyTest, error) {
+	caps, err := sandbox()
+	if err != nil {
+		return nil, err
+	}
+	schemas, err := inputSchemas()
+	if err != nil {
+		return nil, err
+	}
+	store := inmem.NewFromObjectWithOpts(data, inmem.OptReturnASTValuesOnRead(true))
+	txn, err := store.NewTransaction(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("open the policy's data: %w", err)
+	}
+	defer store.Abort(ctx, txn)
+	compiler := ast.NewCompiler().WithCapabilities(caps).WithSchemas(schemas).WithUseTypeCheckAnnotations(true)
+	runner := tester.NewRunner().SetCompiler(compiler).SetStore(store).SetModules(copied(modules)).
+		CapturePrintOutput(false).SetTimeout(testTimeout).SetCoverageRuns(nil)
+	if tracer != nil {
+		runner = runner.SetCoverageQueryTracer(tracer)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ran, err := runner.RunTests(ctx, txn)
+	if err != nil {
+		return nil, err
+	}
+	var results []authz.PolicyTest
+	late := 0
+	for r := range ran {
+		result := resultOf(r)
+		results = append(results, result)
+		if r.Duration >= testTimeout && result.Failed() {
+			if late++; late == maxTestTimeouts {
+				cancel()
+			}
+		}
+	}
+	slices.SortFunc(results, func(a, b authz.PolicyTest) int { return strings.Compare(a.Name, b.Name) })
+	return results, nil
+}
+
+func resultOf(r *tester.Result) authz.PolicyTest {
+	t := authz.PolicyTest{Name: r.Package + "." + r.Name, Outcome: authz.TestPasses, Seconds: r.Duration.Seconds()}
+	if r.Location != nil {
+		t.File, t.Line = r.Location.File, r.Location.Row
+	}
+	switch {
+	case r.Skip:
+		t.Outcome = authz.TestSkips
+	case r.Error != nil && r.Duration >= testTimeout:
+		t.Outcome, t.Message = authz.TestErrs, fmt.Sprintf("it took longer than %v", testTimeout)
+	case r.Error != nil:
+		t.Outcome, t.Message = authz.TestErrs, oneLine(r.Error.Error())
+	case r.Fail:
+		t.Outcome, t.Message = authz.TestFails, "it does not hold"
+		if r.FailedAt != nil && r.FailedAt.Location != nil {
+			t.Line = r.FailedAt.Location.Row
+			t.Message = "it does not hold, from here on: " + oneLine(string(r.FailedAt.Location.Text))
+		}
+	}
+	return t
+}
+
+func copied(modules map[string]*ast.Module) map[string]*ast.Module {
+	copies := make(map[string]*ast.Module, len(modules))
+	for name, module := range modules {
+		copies[name] = module.Copy() // compiling rewrites modules
+	}
+	return copies
+}
+
+// parsed is a policy as its tests are run.
+type parsed struct {
+	source    *Source
+	data      map[string]any
+	live, all map[string]*ast.Module
+	// where is told where tests are; nil for nobody.
+	where *whereabouts
+}
+
+func (s *Source) parse() (*parsed, error) {
+	data, err := parseData(s.files)
+	if err != nil {
+		return nil, err
+	}
+	live, all, err := parseModules(s.files)
+	if err != nil {
+		return nil, err
+	}
+	return &parsed{source: s, data: data, live: live, all: all}, nil
+}
+
+// tracer tells where, and next.
+func (p *parsed) tracer(next topdown.QueryTracer) topdown.QueryTracer {
+	if p.where == nil {
+		return next
+	}
+	p.where.next = next
+	return p.where
+}
+
+// ownTests runs a policy's own tests and tells how much of its rules they reach.
+func (p *parsed) ownTests(ctx context.Context) (results []authz.PolicyTest, percent float64, gaps []authz.PolicyGap, err error) {
+	covered := cover.New()
+	if results, err = runTests(ctx, p.all, p.data, p.tracer(covered)); err != nil {
+		return nil, 0, nil, err
+	}
+	report := covered.Report(p.live)
+	lines, missing := 0, 0
+	for _, name := range slices.Sorted(maps.Keys(p.live)) {
+		f := report.Files[name]
+		if f == nil {
+			continue
+		}
+		lines += f.CoveredLines + f.NotCoveredLines
+		missing += f.NotCoveredLines
+		for _, r := range f.NotCovered {
+			gaps = append(gaps, authz.PolicyGap{File: name, From: r.Start.Row, To: r.End.Row})
+		}
+	}
+	if lines == 0 {
+		return results, 0, gaps, nil
+	}
+	return results, 100 * float64(lines-missing) / float64(lines), gaps, nil
+}
+
+// activeTests runs those tests of the active policy that the candidate has not as they are,
+// against the candidate's rules and data. A test that does not even compile with these
+// fails: what it spoke of is gone.
+func (p *parsed) activeTests(ctx context.Context, active *parsed) ([]authz.PolicyTest, error) {
+	modules := maps.Clone(p.live)
+	changed := map[string]bool{}
+	for name, module := range active.all {
+		if active.live[name] != nil {
+			continue
+		}
+		modules[name] = module
+		changed[name] = !p.source.has(name, active.source)
+	}
+	if !slices.Contains(slices.Collect(maps.Values(changed)), true) {
+		return nil, nil
+	}
+	var broken []authz.PolicyTest
+	for {
+		results, err := runTests(ctx, modules, p.data, p.tracer(nil))
+		var errs ast.Errors
+		switch {
+		case err == nil:
+			results = slices.DeleteFunc(results, func(r authz.PolicyTest) bool { return !changed[r.File] })
+			return append(results, broken...), nil
+		case !errors.As(err, &errs):
+			return nil, err
+		}
+		dropped := false
+		for _, e := range errs {
+			if e.Location == nil || active.all[e.Location.File] == nil || p.live[e.Location.File] != nil || modules[e.Location.File] == nil {
+				continue
+			}
+			broken = append(broken, brokenTests(modules[e.Location.File], e)...)
+			delete(modules, e.Location.File)
+			dropped = true
+		}
+		if !dropped {
+			return nil, err // not the tests' fault
+		}
+	}
+}
+
+// brokenTests are all tests of a module that does not compile any more.
+func brokenTests(module *ast.Module, why *ast.Error) []authz.PolicyTest {
+	var all []authz.PolicyTest
+	for _, rule := range module.Rules {
+		name := rule.Head.Ref()[0].String()
+		if !strings.HasPrefix(name, tester.TestPrefix) {
+			continue
+		}
+		all = append(all, authz.PolicyTest{
+			Name: module.Package.Path.String() + "." + name, File: rule.Location.File, Line: rule.Location.Row, Outcome: authz.TestErrs,
+			Message: "it does not compile any more: " + oneLine(why.Code+": "+why.Message),
+		})
+	}
+	return all
+}
+
+// has tells whether the policy has a file of another one, as it is there.
+func (s *Source) has(name string, other *Source) bool {
+	mine, ok := s.file(name)
+	theirs, _ := other.file(name)
+	return ok && bytes.Equal(mine.content, theirs.content)
+}
+
+func (s *Source) file(name string) (file, bool) {
+	i, ok := slices.BinarySearchFunc(s.files, name, func(f file, name string) int { return strings.Compare(f.path, name) })
+	if !ok {
+		return file{}, false
+	}
+	return s.files[i], true
+}

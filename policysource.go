@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz/policy/origin"
+	"github.com/supportstation/keystile/policies"
+	"github.com/supportstation/keystile/store"
+)
+
+// policySource keeps that policy in force which this service's one source wants: a
+// directory's, or else the one that was activated in the database, or else the built-in one.
+type policySource struct {
+	engine  *policy.Engine
+	keeper  *policy.Keeper
+	builtIn *policy.Source
+	// directory is nil where the policy comes from the database.
+	directory *origin.Directory
+	log       *slog.Logger
+	following sync.WaitGroup
+	stop      context.CancelFunc
+}
+
+// newPolicySource loads a directory's policy, which must prove itself before anything is
+// served. What is in the database is not known yet: until then nothing is in force.
+func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policySource, error) {
+	builtIn, err := policy.ReadSource(ctx, policies.FS)
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in policy: %w", err)
+	}
+	gate, err := newGate()
+	if err != nil {
+		return nil, err
+	}
+	p := &policySource{engine: policy.NewEngine(nil), builtIn: builtIn, log: log, stop: func() {}}
+	from := authz.OriginDatabase
+	if cfg.PolicyDir != "" {
+		from, p.directory = authz.OriginDirectory, origin.NewDirectory(cfg.PolicyDir)
+	}
+	p.keeper = policy.NewKeeper(policy.KeeperOptions{Engine: p.engine, Gate: gate, BuiltIn: builtIn, Origin: from, Logger: log})
+	if p.directory == nil {
+		return p, nil
+	}
+	version := p.directory.Read(ctx)
+	p.directory.Seen()
+	if err := p.offer(ctx, version); err != nil {
+		return nil, configError(fmt.Errorf("policies: %w", err))
+	}
+	return p, nil
+}
+
+// newGate starts this very program to try a policy.
+func newGate() (*policy.Gate, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program, which tries policies in a process of its own: %w", err)
+	}
+	return policy.NewGate(policy.DefaultGateTimeout, self, "policy", "gate"), nil
+}
+
+// offer hands the keeper what a directory has.
+func (p *policySource) offer(ctx context.Context, v origin.Version) error {
+	if v.Err != nil {
+		return p.keeper.Refuse("", authz.OriginDirectory, v.Err) //nolint:wrapcheck // it says file and line
+	}
+	return p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: authz.OriginDirectory, AcceptRemoved: v.AcceptRemoved}) //nolint:wrapcheck // it says file and line
+}
+
+// follow puts in force what the store knows by now, and then whatever changes, until close.
+func (p *policySource) follow(ctx context.Context, s *store.Store) {
+	ctx, p.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if p.directory != nil {
+		s.DecidesBy(p.keeper.State().Revision)
+		p.following.Go(func() {
+			p.directory.Watch(ctx, func(ctx context.Context, v origin.Version) {
+				p.tellUntried(p.offer(ctx, v))
+				s.DecidesBy(p.keeper.State().Revision)
+			})
+		})
+		return
+	}
+	p.takeActivated(ctx, s)
+	p.following.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.PolicyChanged():
+				p.takeActivated(ctx, s)
+			}
+		}
+	})
+}
+
+// takeActivated puts in force what the database says is. It has proved itself when it was
+// activated; what this program cannot load all the same is refused, and the last good one
+// stays. A service that never had one decides nothing: the built-in policy is not what
+// was asked for.
+func (p *policySource) takeActivated(ctx context.Context, s *store.Store) {
+	wanted := s.Policy()
+	if wanted == nil {
+		return
+	}
+	source, from := p.builtIn, authz.OriginBuiltIn
+	if wanted.Archive != nil {
+		var err error
+		if source, err = policy.ReadArchive(wanted.Archive); err == nil && source.Revision() != wanted.Activation.Revision {
+			err = errors.New("what the database keeps of the policy is not what was activated")
+		}
+		if err != nil {
+			_ = p.keeper.Refuse(wanted.Activation.Revision, authz.OriginDatabase, err)
+			return
+		}
+		from = authz.OriginDatabase
+	}
+	p.tellUntried(p.keeper.Offer(ctx, policy.Offer{Source: source, Origin: from, Proved: true}))
+	s.DecidesBy(p.keeper.State().Revision)
+}
+
+// tellUntried logs what the keeper does not: a trial that could not be made.
+func (p *policySource) tellUntried(err error) {
+	var refused *authz.PolicyRefusedError
+	if err != nil && !errors.As(err, &refused) {
+		p.log.Error("a policy could not be tried; the last good one stays in force", slog.Any("error", err))
+	}
+}
+
+// close stops following and waits.
+func (p *policySource) close() {
+	p.stop()
+	p.following.Wait()
+}
+
+// loadPolicies compiles the policies that are in force as far as configuration tells: a
+// directory's, or the built-in ones.
+func loadPolicies(ctx context.Context, cfg Config) (*policy.Engine, error) {
+	var source fs.FS = policies.FS
+	if cfg.PolicyDir != "" {
+		source = os.DirFS(cfg.PolicyDir)
+	}
+	snapshot, err := policy.Load(ctx, source)
+	if err != nil {
+		return nil, configError(fmt.Errorf("policies: %w", err))
+	}
+	return policy.NewEngine(snapshot), nil
+}

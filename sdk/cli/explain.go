@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	keystile "github.com/supportstation/keystile/sdk"
+)
+
+// policyExplain returns `policy explain METHOD PATH`.
+func (c Config) policyExplain() *cobra.Command {
+	var question keystile.Question
+	var keyFile, url, environment string
+	var all bool
+	output := table
+	cmd := &cobra.Command{
+		Use:   "explain METHOD PATH",
+		Short: "Explain what a check would decide, and what would change it",
+		Long: `Explain what a check of the key would decide: the rules that fired, by file and line, and for a denial the
+smallest change that would allow it. Nothing is charged, and nobody is let in.
+
+The key is read from --key-file (- is standard input) or from KEYSTILE_KEY; the service from --url or
+KEYSTILE_URL; the token from KEYSTILE_TOKEN, of a caller that has the permission explain.
+
+Exit: 0 it would allow, 5 it would deny, 7 the service is not available, 2 usage, 3 the caller's token is
+refused, 1 anything else.`,
+		Example:       "  keystile policy explain POST /api/v1/tickets --key-file key.txt",
+		Args:          usageArgs(cobra.ExactArgs(2)),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			question.Method, question.Path = args[0], args[1]
+			question.Environment = keystile.Environment(environment)
+			if err := validate(question); err != nil {
+				return usage(err)
+			}
+			client, err := c.client(url)
+			if err != nil {
+				return err
+			}
+			defer client.CloseIdleConnections()
+			if question.Key, err = c.presentedKey(keyFile, cmd.InOrStdin()); err != nil {
+				return err
+			}
+			e, err := client.Explain(cmd.Context(), question)
+			if err != nil {
+				return exitOfError(err)
+			}
+			switch w := cmd.OutOrStdout(); output {
+			case jsonText:
+				err = writeJSON(w, e)
+			case yamlText:
+				err = writeYAML(w, e)
+			default:
+				p := c.newPage(w)
+				writeExplanation(p, e, all)
+				err = p.err
+			}
+			if err != nil {
+				return &ExitError{Code: ExitUnexpected, Err: fmt.Errorf("write the explanation: %w", err)}
+			}
+			return exitOfExplanation(e)
+		},
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	flags := cmd.Flags()
+	flags.StringVar(&question.Action, "action", "", "a scope that the key must have as well, such as tickets:read")
+	flags.StringVar(&environment, "environment", "", "accept keys of this environment only: live or test")
+	flags.StringVar(&question.ClientIP, "client-ip", "", "the address of the end client")
+	flags.BoolVar(&question.Browser, "browser", false, "the request comes from a web page")
+	flags.StringVar(&keyFile, "key-file", "", "the file that holds the key; - is standard input")
+	flags.BoolVar(&all, "all", false, "show the rules that were looked at and did not fire as well")
+	flags.StringVar(&url, "url", "", "the service (default: KEYSTILE_URL)")
+	flags.VarP(&output, "output", "o", "how to print it")
+	return cmd
+}
+
+func exitOfExplanation(e *keystile.Explanation) error {
+	switch {
+	case e.WouldAllow:
+		return nil
+	case e.Code == keystile.CodeUnavailable:
+		return &ExitError{Code: ExitUnavailable}
+	}
+	return &ExitError{Code: ExitDenied}
+}
+
+func writeExplanation(p *page, e *keystile.Explanation, all bool) {
+	if e.WouldAllow {
+		p.headline("32", "WOULD ALLOW", fmt.Sprintf("%s (%d)", e.Code, e.Status))
+	} else {
+		p.headline("31", "WOULD DENY", fmt.Sprintf("%s (%d)", e.Code, e.Status))
+	}
+	for _, r := range e.Reasons {
+		p.row("because", string(r.Code)+": "+r.Message)
+	}
+	for i, remedy := range e.Remedies {
+		messages := make([]string, len(remedy.Changes))
+		for j, change := range remedy.Changes {
+			messages[j] = change.Message
+		}
+		name := "to allow it"
+		if i > 0 {
+			name = "or"
+		}
+		text := strings.Join(messages, " ")
+		if remedy.Tried {
+			text += " (the policy allows it then)"
+		}
+		p.row(name, text)
+	}
+	if k := e.Key; k != nil {
+		p.row("key", fmt.Sprintf("%s, %s, %s", k.ID, k.Environment, k.Hint))
+	}
+	p.row("scopes", strings.Join(e.Scopes, " "))
+	p.row("required", strings.Join(e.RequiredScopes, " "))
+	p.row("route", e.Route)
+	for _, l := range e.Limits {
+		line := "none"
+		if l.Rate > 0 {
+			line = fmt.Sprintf("%s: %d per %d s, burst %d, cost %d", l.Name, l.Rate, l.PeriodSeconds, l.Burst, l.Cost)
+		}
+		p.row("limit", line)
+	}
+	var rows [][]string
+	for _, r := range e.Rules {
+		if !r.Fired && !all {
+			continue
+		}
+		mark := "fired"
+		if !r.Fired {
+			mark = "no"
+		}
+		rows = append(rows, []string{fmt.Sprintf("%s:%d", r.File, r.Line), mark, strings.TrimPrefix(r.Name, "data."), r.Title})
+	}
+	if len(rows) > 0 {
+		p.write("\n")
+		p.table([]string{"rule at", "fired", "name", "title"}, rows)
+	}
+}

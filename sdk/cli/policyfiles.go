@@ -1,0 +1,55 @@
+package cli
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxPolicyBytes is what the service takes.
+const maxPolicyBytes = 8 << 20
+
+// readPolicy reads the files of a policy by their slash-separated paths: .rego and
+// data.yaml. Other data files are an error, because `opa test` would read them and the
+// service would not.
+func readPolicy(dir string) (map[string]string, error) {
+	files := make(map[string]string)
+	total := 0
+	root := os.DirFS(dir)
+	err := fs.WalkDir(root, ".", func(name string, entry fs.DirEntry, err error) error {
+		switch base := filepath.Base(name); {
+		case err != nil:
+			return err
+		case name != "." && strings.HasPrefix(base, "."):
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		case entry.IsDir():
+			return nil
+		case filepath.Ext(base) == ".rego" || base == "data.yaml":
+		case filepath.Ext(base) == ".yaml", filepath.Ext(base) == ".yml", filepath.Ext(base) == ".json":
+			return fmt.Errorf("%s: data of a policy stands in files named data.yaml", name)
+		default:
+			return nil
+		}
+		content, err := fs.ReadFile(root, name)
+		if err != nil {
+			return err
+		}
+		if total += len(content); total > maxPolicyBytes {
+			return fmt.Errorf("%s: a policy has at most %d bytes, all files together", name, maxPolicyBytes)
+		}
+		files[name] = string(content)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the policy in %s: %w", dir, err)
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("there is no .rego file in %s", dir)
+	}
+	return files, nil
+}
