@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/policy"
 	"github.com/supportstation/keystile/authz/ratelimit"
 	"github.com/supportstation/keystile/store"
 )
@@ -105,7 +106,7 @@ func examine(ctx context.Context, cfg Config, exported []exportedChange) *examin
 		e.database(d)
 	}
 	e.redis(ctx, cfg)
-	e.policies(ctx, cfg)
+	e.policies(ctx, cfg, d)
 	if err == nil && d.Schema == nil {
 		e.missing(ctx, cfg, exported)
 	}
@@ -200,7 +201,22 @@ func (e *examination) redis(ctx context.Context, cfg Config) {
 	e.ok("redis", "answers")
 }
 
-func (e *examination) policies(ctx context.Context, cfg Config) {
+// policies looks at what would be in force: a directory's policy, what was activated, or the
+// built-in one.
+func (e *examination) policies(ctx context.Context, cfg Config, d *store.Diagnosis) {
+	if cfg.PolicyDir == "" && d != nil && d.Policy != nil && d.Policy.Activation != nil && d.Policy.Activation.Revision != "" {
+		source, err := policy.ReadArchive(d.Policy.Archive)
+		if err == nil {
+			_, err = source.Load(ctx)
+		}
+		if err != nil {
+			e.add("policies", exitInvalid, "this program cannot load the policy that was activated (%s): %v; roll it back with the version that can, "+
+				"or run keystile policy recover", d.Policy.Activation.Revision, err)
+			return
+		}
+		e.ok("policies", "revision %s, activated %s", source.Revision(), d.Policy.Activation.At.Format(time.DateTime))
+		return
+	}
 	engine, err := loadPolicies(ctx, cfg)
 	if err != nil {
 		e.add("policies", exitInvalid, "%v", err)

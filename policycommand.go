@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/xml"
@@ -16,12 +17,13 @@ import (
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz/policy/origin"
 	"github.com/supportstation/keystile/policies"
 )
 
 // addPolicyCommands adds to `policy` what needs no running service.
 func addPolicyCommands(cmd *cobra.Command) {
-	cmd.AddCommand(newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyGateCommand())
+	cmd.AddCommand(newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyRecoverCommand(), newPolicyGateCommand())
 }
 
 func newPolicyTestCommand() *cobra.Command {
@@ -70,15 +72,15 @@ Exit: 0 it passes, 3 it does not compile, 4 it does not pass.`,
 func tryDirectory(ctx context.Context, dir, against string, accepted []string, floor float64) (*authz.PolicyReport, error) {
 	trial := policy.Trial{AcceptRemoved: accepted, CoverageFloor: floor}
 	var err error
-	if trial.Candidate, err = policy.ReadSource(ctx, os.DirFS(dir)); err != nil {
+	if trial.Candidate, err = readDirectory(ctx, dir); err != nil {
 		return policy.Unreadable(err), nil
 	}
 	switch against {
 	case "":
 	case "built-in":
-		trial.Active, err = policy.ReadSource(ctx, policies.FS)
+		trial.Active, err = builtInPolicy(ctx)
 	default:
-		trial.Active, err = policy.ReadSource(ctx, os.DirFS(against))
+		trial.Active, err = readDirectory(ctx, against)
 	}
 	if err != nil {
 		return nil, configError(fmt.Errorf("--against: %w", err))
@@ -88,6 +90,12 @@ func tryDirectory(ctx context.Context, dir, against string, accepted []string, f
 		return nil, err
 	}
 	return gate.Try(ctx, trial) //nolint:wrapcheck // it says what it was doing
+}
+
+// readDirectory reads a folder's policy as a service that watches it does.
+func readDirectory(ctx context.Context, dir string) (*policy.Source, error) {
+	v := origin.NewDirectory(dir).Read(ctx)
+	return v.Source, v.Err
 }
 
 // exitOfReport tells how a report ends the program: everything has been said already.
@@ -210,7 +218,7 @@ func writeReportJUnit(w io.Writer, r *authz.PolicyReport) error {
 		if p.Stage == authz.StageTests {
 			continue // its test has said so
 		}
-		add(junitCase{Class: "policy." + string(p.Stage), Name: firstText(p.Test, p.File, string(p.Stage)), File: p.File, Line: p.Line, Time: "0"},
+		add(junitCase{Class: "policy." + string(p.Stage), Name: cmp.Or(p.Test, p.File, string(p.Stage)), File: p.File, Line: p.Line, Time: "0"},
 			authz.TestErrs, p.String())
 	}
 	if _, err := io.WriteString(w, xml.Header); err != nil {
@@ -226,15 +234,6 @@ func writeReportJUnit(w io.Writer, r *authz.PolicyReport) error {
 }
 
 func seconds(s float64) string { return fmt.Sprintf("%.3f", s) }
-
-func firstText(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
-}
 
 // writeReportSARIF writes the problems in the Static Analysis Results Interchange Format
 // 2.1.0, as code hosts read it.
@@ -275,11 +274,14 @@ reads, the builtins that it may call, and whether an answer follows from these a
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "how to print: table, json or yaml")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		from := fs.FS(policies.FS)
+		source, err := builtInPolicy(cmd.Context())
 		if len(args) == 1 {
-			from = os.DirFS(args[0])
+			source, err = readDirectory(cmd.Context(), args[0])
 		}
-		snapshot, err := policy.Load(cmd.Context(), from)
+		if err != nil {
+			return configError(err)
+		}
+		snapshot, err := source.Load(cmd.Context())
 		if err != nil {
 			return configError(err)
 		}
@@ -350,7 +352,8 @@ func newPolicyGateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "gate", Short: "Try one policy that comes on standard input", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return policy.ServeGate(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout())
+			// Whoever started it ends it: a signal to the whole service must not cut a trial short.
+			return policy.ServeGate(context.WithoutCancel(cmd.Context()), cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
 }

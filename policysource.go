@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -32,9 +31,9 @@ type policySource struct {
 // newPolicySource loads a directory's policy, which must prove itself before anything is
 // served. What is in the database is not known yet: until then nothing is in force.
 func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policySource, error) {
-	builtIn, err := policy.ReadSource(ctx, policies.FS)
+	builtIn, err := builtInPolicy(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read the built-in policy: %w", err)
+		return nil, err
 	}
 	gate, err := newGate()
 	if err != nil {
@@ -49,19 +48,32 @@ func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policy
 	if p.directory == nil {
 		return p, nil
 	}
-	version := p.directory.Read(ctx)
-	p.directory.Seen()
-	if err := p.offer(ctx, version); err != nil {
+	if err := p.offer(ctx, p.directory.Begin(ctx)); err != nil {
 		return nil, configError(fmt.Errorf("policies: %w", err))
 	}
 	return p, nil
 }
 
+// builtInPolicy is the one that this program is built with.
+func builtInPolicy(ctx context.Context) (*policy.Source, error) {
+	source, err := policy.ReadSource(ctx, policies.FS)
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in policy: %w", err)
+	}
+	return source, nil
+}
+
+// runningProgram is this very program on Linux, also when its file was replaced meanwhile:
+// another version must not try what this one will load.
+const runningProgram = "/proc/self/exe"
+
 // newGate starts this very program to try a policy.
 func newGate() (*policy.Gate, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this program, which tries policies in a process of its own: %w", err)
+	self := runningProgram
+	if _, err := os.Stat(self); err != nil {
+		if self, err = os.Executable(); err != nil {
+			return nil, fmt.Errorf("find this program, which tries policies in a process of its own: %w", err)
+		}
 	}
 	return policy.NewGate(policy.DefaultGateTimeout, self, "policy", "gate"), nil
 }
@@ -80,9 +92,10 @@ func (p *policySource) follow(ctx context.Context, s *store.Store) {
 	if p.directory != nil {
 		s.DecidesBy(p.keeper.State().Revision)
 		p.following.Go(func() {
-			p.directory.Watch(ctx, func(ctx context.Context, v origin.Version) {
-				p.tellUntried(p.offer(ctx, v))
+			p.directory.Watch(ctx, func(ctx context.Context, v origin.Version) bool {
+				tried := p.tellUntried(p.offer(ctx, v))
 				s.DecidesBy(p.keeper.State().Revision)
+				return tried
 			})
 		})
 		return
@@ -110,7 +123,7 @@ func (p *policySource) takeActivated(ctx context.Context, s *store.Store) {
 		return
 	}
 	source, from := p.builtIn, authz.OriginBuiltIn
-	if wanted.Archive != nil {
+	if wanted.Activation != nil && wanted.Activation.Revision != "" {
 		var err error
 		if source, err = policy.ReadArchive(wanted.Archive); err == nil && source.Revision() != wanted.Activation.Revision {
 			err = errors.New("what the database keeps of the policy is not what was activated")
@@ -121,16 +134,19 @@ func (p *policySource) takeActivated(ctx context.Context, s *store.Store) {
 		}
 		from = authz.OriginDatabase
 	}
-	p.tellUntried(p.keeper.Offer(ctx, policy.Offer{Source: source, Origin: from, Proved: true}))
+	_ = p.tellUntried(p.keeper.Offer(ctx, policy.Offer{Source: source, Origin: from, Proved: true}))
 	s.DecidesBy(p.keeper.State().Revision)
 }
 
-// tellUntried logs what the keeper does not: a trial that could not be made.
-func (p *policySource) tellUntried(err error) {
+// tellUntried logs what the keeper does not, a trial that could not be made, and tells
+// whether it was made.
+func (p *policySource) tellUntried(err error) (tried bool) {
 	var refused *authz.PolicyRefusedError
-	if err != nil && !errors.As(err, &refused) {
-		p.log.Error("a policy could not be tried; the last good one stays in force", slog.Any("error", err))
+	if err == nil || errors.As(err, &refused) {
+		return true
 	}
+	p.log.Error("a policy could not be tried; what is in force stays", slog.Any("error", err))
+	return false
 }
 
 // close stops following and waits.
@@ -142,13 +158,16 @@ func (p *policySource) close() {
 // loadPolicies compiles the policies that are in force as far as configuration tells: a
 // directory's, or the built-in ones.
 func loadPolicies(ctx context.Context, cfg Config) (*policy.Engine, error) {
-	var source fs.FS = policies.FS
+	source, err := builtInPolicy(ctx)
 	if cfg.PolicyDir != "" {
-		source = os.DirFS(cfg.PolicyDir)
+		version := origin.NewDirectory(cfg.PolicyDir).Read(ctx)
+		source, err = version.Source, version.Err
 	}
-	snapshot, err := policy.Load(ctx, source)
-	if err != nil {
-		return nil, configError(fmt.Errorf("policies: %w", err))
+	if err == nil {
+		var snapshot *policy.Snapshot
+		if snapshot, err = source.Load(ctx); err == nil {
+			return policy.NewEngine(snapshot), nil
+		}
 	}
-	return policy.NewEngine(snapshot), nil
+	return nil, configError(fmt.Errorf("policies: %w", err))
 }

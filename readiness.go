@@ -57,10 +57,21 @@ func policyFigures(state authz.PolicyState) []server.Figure {
 	if !state.Since.IsZero() {
 		age = time.Since(state.Since).Seconds()
 	}
-	return []server.Figure{
+	all := []server.Figure{
 		{Name: "policy_refused", Help: "1 while the last policy that was to be in force is refused, and the one before it stays.", Value: refused},
 		{Name: "policy_age_seconds", Help: "Time since the policy in force came into force.", Value: age},
+		{
+			Name: "policy_info", Help: "The policy in force.", Value: 1,
+			Labels: map[string]string{"revision": state.Revision, "origin": string(state.Origin)},
+		},
 	}
+	if r := state.Refused; r != nil {
+		all = append(all, server.Figure{
+			Name: "policy_refused_info", Help: "The policy that is refused.", Value: 1,
+			Labels: map[string]string{"revision": r.Revision, "origin": string(r.Origin)},
+		})
+	}
+	return all
 }
 
 // figures are the parts' own, for /metrics.

@@ -95,19 +95,23 @@ type PolicyReport struct {
 	Coverage float64     `json:"coverage_percent"`
 	Gaps     []PolicyGap `json:"gaps,omitempty"`
 	// Against is the revision of the policy in force that it was measured by, "" for none;
-	// ActiveTests are those of that one's tests that it has changed or lacks.
+	// ActiveTests are that one's tests, unless this one has all of them as they are.
 	Against     string       `json:"against,omitempty"`
 	ActiveTests []PolicyTest `json:"active_tests,omitempty"`
 	// Accepted are those of them that fail and may.
 	Accepted []string `json:"accepted,omitempty"`
 	// Questions is with how many questions the invariants were asked.
 	Questions int `json:"invariant_questions"`
+	// Complete tells that everything was tried: what was not has not passed.
+	Complete bool `json:"complete"`
 	// Seconds is how long it all took.
 	Seconds float64 `json:"seconds"`
 }
 
 // Passed tells whether the policy may be in force.
-func (r *PolicyReport) Passed() bool { return r != nil && r.Revision != "" && len(r.Problems) == 0 }
+func (r *PolicyReport) Passed() bool {
+	return r != nil && r.Complete && r.Revision != "" && len(r.Problems) == 0
+}
 
 // Counts tells how many of its own tests passed, failed and were skipped.
 func (r *PolicyReport) Counts() (passed, failed, skipped int) {

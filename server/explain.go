@@ -10,8 +10,12 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
-// explainsPerSecond bounds the explanations of one replica.
-const explainsPerSecond = 20
+const (
+	// explainsPerSecond bounds the explanations of one replica, explainsAtOnce those that
+	// run: each can take as much as a hundred checks.
+	explainsPerSecond = 20
+	explainsAtOnce    = 2
+)
 
 // explanation is the answer of POST /v1/check/explain. It says would_allow and never allow:
 // nobody may take it for a decision.
@@ -91,13 +95,14 @@ func (s *Server) explain(c *gin.Context) {
 		fail(c, issue)
 		return
 	}
-	if !s.explaining.Allow() {
+	if !s.mayExplain() {
 		fail(c, &problem{
 			Status: http.StatusTooManyRequests, Code: "caller_throttled", Title: "Too many explanations",
-			Detail: "A replica explains 20 checks a second; ask again in a second.", RetryAfter: 1,
+			Detail: "A replica explains 20 checks a second, and 2 at a time; ask again in a second.", RetryAfter: 1,
 		})
 		return
 	}
+	defer s.explains.Add(-1)
 	q.Caller = caller
 	e, err := s.checker.Explain(c.Request.Context(), q)
 	if err != nil {
@@ -112,6 +117,15 @@ func (s *Server) explain(c *gin.Context) {
 	}
 	c.Writer.Header()["Content-Type"] = contentTypeJSON
 	send(c, http.StatusOK, append(raw, '\n'))
+}
+
+// mayExplain takes a place among the explanations that run, which the caller gives back.
+func (s *Server) mayExplain() bool {
+	if s.explains.Add(1) <= explainsAtOnce && s.explaining.Allow() {
+		return true
+	}
+	s.explains.Add(-1)
+	return false
 }
 
 func toExplanation(e *authz.Explanation) explanation {

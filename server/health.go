@@ -24,6 +24,8 @@ type Figure struct {
 	Name  string
 	Help  string
 	Value float64
+	// Labels are the metric's; nil for none.
+	Labels map[string]string
 }
 
 // healthz answers 200 while the process lives.

@@ -26,10 +26,11 @@ import (
 )
 
 const (
-	// maxManagementBody bounds the body of a management request in bytes, and
-	// maxLongBody that of an import, of checkpoints or of a policy.
+	// maxManagementBody bounds the body of a management request in bytes, maxLongBody that
+	// of an import or of checkpoints, and maxPolicyBody that of a policy as JSON.
 	maxManagementBody = 64 << 10
 	maxLongBody       = 8 << 20
+	maxPolicyBody     = 12 << 20
 	// longRequest is how long a management request may take to be answered, and
 	// longBody the body of an import or of checkpoints to come, however it trickles:
 	// it holds a slot meanwhile.
@@ -187,6 +188,9 @@ func (m *management) admit(c *gin.Context) {
 		}
 		defer m.long.give(state.request.Actor)
 		limit = maxLongBody
+		if op.policy() {
+			limit = maxPolicyBody
+		}
 	}
 	m.extendDeadlines(c, op)
 	body, issue := op.readBody(c, limit)

@@ -62,21 +62,21 @@ func (allowAll) DecideAdmin(context.Context, authz.AdminQuestion) (authz.AdminVe
 // passing takes every policy for a good one.
 type passing struct{ *policy.Engine }
 
-func (p passing) TryFiles(_ context.Context, files map[string]string, _ []string) (*authz.PolicyReport, []byte, error) {
+func (p passing) TryFiles(_ context.Context, files map[string]string, _ []byte, _ []string) (*authz.PolicyReport, []byte, error) {
 	source, err := policy.SourceOf(files)
 	if err != nil {
 		return policy.Unreadable(err), nil, nil
 	}
 	archive, err := source.Archive()
-	return &authz.PolicyReport{Revision: source.Revision(), Against: p.BuiltIn()}, archive, err
+	return &authz.PolicyReport{Revision: source.Revision(), Against: p.BuiltIn(), Complete: true}, archive, err
 }
 
-func (p passing) TryArchive(_ context.Context, archive []byte, _ []string, _ bool) (*authz.PolicyReport, error) {
+func (p passing) TryArchive(_ context.Context, archive, _ []byte, _ []string, _ bool) (*authz.PolicyReport, error) {
 	source, err := policy.ReadArchive(archive)
 	if err != nil {
 		return nil, err
 	}
-	return &authz.PolicyReport{Revision: source.Revision(), Against: p.BuiltIn()}, nil
+	return &authz.PolicyReport{Revision: source.Revision(), Against: p.BuiltIn(), Complete: true}, nil
 }
 
 func (p passing) State() authz.PolicyState {

@@ -86,7 +86,7 @@ func (p partsCollector) Collect(out chan<- prometheus.Metric) {
 		if strings.HasSuffix(f.Name, "_total") {
 			kind = prometheus.CounterValue
 		}
-		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("keystile_"+f.Name, f.Help, nil, nil), kind, f.Value)
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc("keystile_"+f.Name, f.Help, nil, f.Labels), kind, f.Value)
 	}
 }
 

@@ -81,6 +81,8 @@ type Server struct {
 	undecided rate.Sometimes
 	// explaining bounds the explanations, each of which costs as much as a hundred checks.
 	explaining *rate.Limiter
+	// explains counts those that run.
+	explains atomic.Int64
 	// acceptsForeign is nil for none.
 	acceptsForeign func(string) bool
 	// management is nil without a management API.

@@ -34,6 +34,8 @@ type Diagnosis struct {
 	// Replicas are those that may still serve, and Revision the database's.
 	Replicas []manage.Replica
 	Revision int64
+	// Policy is the one that was activated.
+	Policy *Policy
 }
 
 // Diagnose asks the database. Where the schema is not this version's, it stops there.
@@ -88,6 +90,9 @@ func (s *Store) diagnose(ctx context.Context, d *Diagnosis) error {
 		d.Peppers = wrong
 	}
 	if err := s.diagnoseAdmins(ctx, row.Now, d); err != nil {
+		return err
+	}
+	if d.Policy, err = readPolicy(ctx, s.manage); err != nil {
 		return err
 	}
 	d.Replicas, d.Revision, err = s.Replicas(ctx)

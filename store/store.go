@@ -135,23 +135,20 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 // warmConnections are those that a store begins with: one for a look-up, one for the next.
 const warmConnections = 2
 
-// warm opens connections before the first checks need them: with a password that is work
-// for both ends, and whoever starts in the place of another gets all of its checks at once.
+// warm looks nothing up, on connections that the first checks then find open, with the
+// statement known at both ends: whoever starts in the place of another gets all of its
+// checks at once.
 func (s *Store) warm(ctx context.Context) {
 	if !s.admitted.Load() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	var held []*sqlx.Conn // all of them at once, so that each is another one
+	var opening sync.WaitGroup
 	for range warmConnections {
-		if c, err := s.check.Connx(ctx); err == nil { // else a look-up tries again
-			held = append(held, c)
-		}
+		opening.Go(func() { _, _ = s.source.lookup(ctx, nil, s.keys.organizations) }) // a look-up tries again
 	}
-	for _, c := range held {
-		_ = c.Close()
-	}
+	opening.Wait()
 }
 
 // newStore makes a store that has no source yet.

@@ -156,10 +156,15 @@ type tables struct{ callers, formats, policy bool }
 func (s *Store) readTables(ctx context.Context, changed tables) error {
 	if changed.policy {
 		p, err := s.source.policy(ctx)
-		if err != nil {
+		switch {
+		case isAway(err):
 			return err
+		case err != nil:
+			// What cannot be read must not keep everything else from being applied.
+			s.log.Error("the policy that was activated cannot be read; what is in force stays", slog.Any("error", err))
+		default:
+			s.learnPolicy(p)
 		}
-		s.learnPolicy(p)
 	}
 	if changed.formats {
 		list, err := s.source.formats(ctx)

@@ -140,7 +140,7 @@ func (s *Service) rememberImport(ctx context.Context, r Request, out *ImportResu
 		return nil
 	}
 	_, err := s.store.Write(context.WithoutCancel(ctx), true, func(ctx context.Context, w Writer) error {
-		return remember(ctx, w, *scope, r, false, out)
+		return remember(ctx, w, *scope, r, outcome{}, out)
 	})
 	return translate(err)
 }

@@ -16,6 +16,7 @@ const (
 	actionPolicyTest     = "policy.test"
 	actionPolicyActivate = "policy.activate"
 	actionPolicyRollback = "policy.rollback"
+	actionPolicyRecover  = "policy.recover"
 )
 
 const (
@@ -27,13 +28,13 @@ const (
 
 // Policies tries policies, and knows which one is in force. It is implemented by authz/policy.
 type Policies interface {
-	// TryFiles measures a policy, given as its files by their paths, by the one that is in
-	// force, and returns it whole for keeping when it could be read. What is wrong with it
-	// is in the report; the error is of a trial that could not be made. Called concurrently.
-	TryFiles(ctx context.Context, files map[string]string, accept []string) (*authz.PolicyReport, []byte, error)
-	// TryArchive is TryFiles for a policy that was kept. all accepts whatever tests fail of
-	// the one in force.
-	TryArchive(ctx context.Context, archive []byte, accept []string, all bool) (*authz.PolicyReport, error)
+	// TryFiles measures a policy, given as its files by their paths, by another one's archive
+	// (nil is the built-in one), and returns it whole for keeping when it could be read. What
+	// is wrong with it is in the report; the error is of a trial that could not be made.
+	// Called concurrently.
+	TryFiles(ctx context.Context, files map[string]string, against []byte, accept []string) (*authz.PolicyReport, []byte, error)
+	// TryArchive is TryFiles for a policy that was kept; alone tries it by itself.
+	TryArchive(ctx context.Context, archive, against []byte, accept []string, alone bool) (*authz.PolicyReport, error)
 	// State tells which policy is in force here.
 	State() authz.PolicyState
 	// BuiltIn is the revision of the policy that the program is built with.
@@ -119,23 +120,37 @@ func (s *Service) MayTestPolicy(ctx context.Context, r Request) error {
 
 // TestPolicy tries a policy and changes nothing. Platform admins alone.
 func (s *Service) TestPolicy(ctx context.Context, r Request, in PolicyInput) (*authz.PolicyReport, error) {
-	if err := s.may(ctx, r, operation{action: actionPolicyTest}, nil, nil); err != nil {
+	if err := s.MayTestPolicy(ctx, r); err != nil {
 		return nil, err
 	}
 	if s.policies == nil {
 		return nil, errNoPolicies()
 	}
-	report, _, err := s.tryPolicy(ctx, r, in, false)
+	now, err := s.policyNow(ctx, r, 1)
+	if err != nil {
+		return nil, err
+	}
+	report, _, err := s.tryPolicy(ctx, r, in, now)
 	return report, err
 }
 
 // ActivatePolicy puts a policy in force on every replica, once it has proved itself by the
-// one that is. Platform admins alone.
+// newest one. Platform admins alone.
 func (s *Service) ActivatePolicy(ctx context.Context, r Request, in PolicyInput) (*PolicyChange, error) {
 	if err := s.mayChangePolicy(ctx, r, actionPolicyActivate, in.Note); err != nil {
 		return nil, err
 	}
-	report, archive, err := s.tryPolicy(ctx, r, in, false)
+	if out, err := s.answeredBefore(ctx, r); out != nil || err != nil {
+		return out, err
+	}
+	now, err := s.policyNow(ctx, r, maxActivations)
+	if err != nil {
+		return nil, err
+	}
+	if in.Revision != "" && fixedSince(now.history, in.Revision) {
+		return nil, errPastSecurityFix("roll back to it with past_security_fix if that is meant")
+	}
+	report, archive, err := s.tryPolicy(ctx, r, in, now)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +158,7 @@ func (s *Service) ActivatePolicy(ctx context.Context, r Request, in PolicyInput)
 		return nil, refused(report)
 	}
 	a := authz.PolicyActivation{Revision: report.Revision, Note: in.Note, SecurityFix: in.SecurityFix, Accepted: report.Accepted}
-	return s.putInForce(ctx, r, actionPolicyActivate, a, report, archive, report.Against)
+	return s.putInForce(ctx, r, actionPolicyActivate, a, report, archive, now)
 }
 
 // PolicyRollback is how far to go back.
@@ -161,38 +176,115 @@ func (s *Service) RollBackPolicy(ctx context.Context, r Request, in PolicyRollba
 	if err := s.mayChangePolicy(ctx, r, actionPolicyRollback, in.Note); err != nil {
 		return nil, err
 	}
-	var history []authz.PolicyActivation
-	err := s.read(ctx, func(ctx context.Context, re Reader) (err error) {
-		history, err = re.Activations(ctx, TenantOf(r.Actor), 0, maxActivations)
-		return err //nolint:wrapcheck // read does
-	})
+	if out, err := s.answeredBefore(ctx, r); out != nil || err != nil {
+		return out, err
+	}
+	now, err := s.policyNow(ctx, r, maxActivations)
 	if err != nil {
 		return nil, err
 	}
-	target, err := stepBack(history, s.policies.BuiltIn(), in)
+	target, err := stepBack(now.history, s.policies.BuiltIn(), in)
 	if err != nil {
 		return nil, err
 	}
 	a := authz.PolicyActivation{Revision: target, Note: in.Note, RolledBack: true}
-	if target == "" {
-		return s.putInForce(ctx, r, actionPolicyRollback, a, nil, nil, inForce(history, s.policies.BuiltIn()))
+	if target == "" { // the program's own needs no proof
+		return s.putInForce(ctx, r, actionPolicyRollback, a, nil, nil, now)
 	}
-	report, _, err := s.tryPolicy(ctx, r, PolicyInput{Revision: target}, true)
+	archive, err := s.keptPolicy(ctx, r, target)
 	if err != nil {
 		return nil, err
+	}
+	report, err := s.policies.TryArchive(ctx, archive, nil, nil, true)
+	if err != nil {
+		return nil, untried(err)
 	}
 	if !report.Passed() {
 		return nil, refused(report)
 	}
-	return s.putInForce(ctx, r, actionPolicyRollback, a, report, nil, inForce(history, s.policies.BuiltIn()))
+	return s.putInForce(ctx, r, actionPolicyRollback, a, report, nil, now)
 }
 
-// inForce is the revision that the newest activation put in force.
-func inForce(history []authz.PolicyActivation, builtIn string) string {
-	if len(history) == 0 || history[0].Revision == "" {
+// RecoverPolicy puts the policy in force that the program is built with, straight on the
+// database, for the case that the one in force lets nobody in who could take it back.
+func RecoverPolicy(ctx context.Context, store Store, keys authz.Peppers, builtIn, note string) (*authz.PolicyActivation, error) {
+	s := &Service{store: store, keys: keys}
+	out := &authz.PolicyActivation{By: "database", Note: note, RolledBack: true}
+	_, err := store.Write(ctx, true, func(ctx context.Context, w Writer) error {
+		everyone := Tenant{everyone: true}
+		latest, err := w.Activations(ctx, everyone, 0, 1)
+		if err != nil {
+			return err //nolint:wrapcheck // translate below
+		}
+		before := policyNow{history: latest}
+		if err := w.ActivatePolicy(ctx, everyone, out, nil); err != nil {
+			return err //nolint:wrapcheck // translate below
+		}
+		e, err := event(authz.OrganizationID{}, actionPolicyRecover, builtIn, map[string]any{"revision": before.revision(builtIn)}, policyDocument(*out, builtIn))
+		if err != nil {
+			return err
+		}
+		e.ActorType, e.ActorID = "database", "recover"
+		return s.record(ctx, w, Request{}, []AuditEvent{e})
+	})
+	if err != nil {
+		return nil, translate(err)
+	}
+	return out, nil
+}
+
+// policyNow is what the database has in force, as of when it was read.
+type policyNow struct {
+	// history is newest first, as far as it was asked for.
+	history []authz.PolicyActivation
+	// archive is nil for the built-in one.
+	archive []byte
+}
+
+// change is the number of the newest activation, 0 before the first.
+func (n policyNow) change() int64 {
+	if len(n.history) == 0 {
+		return 0
+	}
+	return n.history[0].Change
+}
+
+// revision is that of the policy in force.
+func (n policyNow) revision(builtIn string) string {
+	if len(n.history) == 0 || n.history[0].Revision == "" {
 		return builtIn
 	}
-	return history[0].Revision
+	return n.history[0].Revision
+}
+
+func (s *Service) policyNow(ctx context.Context, r Request, most int) (now policyNow, err error) {
+	err = s.read(ctx, func(ctx context.Context, re Reader) (err error) {
+		if now.history, err = re.Activations(ctx, TenantOf(r.Actor), 0, most); err != nil {
+			return err //nolint:wrapcheck // read does
+		}
+		if len(now.history) > 0 && now.history[0].Revision != "" {
+			now.archive, err = re.PolicyArchive(ctx, TenantOf(r.Actor), now.history[0].Revision)
+		}
+		return err //nolint:wrapcheck // read does
+	})
+	return now, err
+}
+
+// fixedSince tells whether a security fix came into force after a policy last was.
+func fixedSince(history []authz.PolicyActivation, revision string) bool {
+	for _, a := range history {
+		if a.Revision == revision {
+			return false
+		}
+		if a.SecurityFix {
+			return true
+		}
+	}
+	return false
+}
+
+func errPastSecurityFix(advice string) error {
+	return conflict("past_security_fix", "this would take back a policy that was marked as a security fix; "+advice)
 }
 
 // stepBack finds what to go back to, "" for the built-in policy. Going back twice goes
@@ -227,7 +319,7 @@ func stepBack(history []authz.PolicyActivation, builtIn string, in PolicyRollbac
 	}
 	for _, a := range stack[to+1:] {
 		if a.SecurityFix && !in.PastSecurityFix {
-			return "", conflict("past_security_fix", "this would take back a policy that was marked as a security fix; say past_security_fix if that is meant")
+			return "", errPastSecurityFix("say past_security_fix if that is meant")
 		}
 	}
 	return stack[to].Revision, nil
@@ -262,28 +354,33 @@ func errNoPolicies() error {
 	return conflict("policy_origin", "policies cannot be managed here")
 }
 
-// tryPolicy measures what was sent, or what was kept before.
-func (s *Service) tryPolicy(ctx context.Context, r Request, in PolicyInput, acceptAll bool) (*authz.PolicyReport, []byte, error) {
+// tryPolicy measures what was sent, or what was kept before, by what is in force.
+func (s *Service) tryPolicy(ctx context.Context, r Request, in PolicyInput, now policyNow) (*authz.PolicyReport, []byte, error) {
 	if (in.Revision == "") == (in.Files == nil) {
 		return nil, nil, invalid("missing_field", "/files", "send either files, or the revision of a policy that was activated before")
 	}
 	if in.Files != nil {
-		report, archive, err := s.policies.TryFiles(ctx, in.Files, in.Accept)
+		report, archive, err := s.policies.TryFiles(ctx, in.Files, now.archive, in.Accept)
 		return report, archive, untried(err)
 	}
-	var archive []byte
-	err := s.read(ctx, func(ctx context.Context, re Reader) (err error) {
-		archive, err = re.PolicyArchive(ctx, TenantOf(r.Actor), in.Revision)
+	archive, err := s.keptPolicy(ctx, r, in.Revision)
+	if err != nil {
+		return nil, nil, err
+	}
+	report, err := s.policies.TryArchive(ctx, archive, now.archive, in.Accept, false)
+	return report, nil, untried(err)
+}
+
+// keptPolicy is the archive of a policy that was activated.
+func (s *Service) keptPolicy(ctx context.Context, r Request, revision string) (archive []byte, err error) {
+	err = s.read(ctx, func(ctx context.Context, re Reader) (err error) {
+		archive, err = re.PolicyArchive(ctx, TenantOf(r.Actor), revision)
 		if errors.Is(err, ErrNotFound) {
 			return notFound("policy")
 		}
 		return err //nolint:wrapcheck // read does
 	})
-	if err != nil {
-		return nil, nil, err
-	}
-	report, err := s.policies.TryArchive(ctx, archive, in.Accept, acceptAll)
-	return report, nil, untried(err)
+	return archive, err
 }
 
 func untried(err error) error {
@@ -305,32 +402,55 @@ func refused(report *authz.PolicyReport) error {
 	return e
 }
 
-// putInForce writes an activation, unless another one came first: against is what it was
+// answeredBefore is the answer to the same request under its Idempotency-Key, before anything
+// is tried that may come out otherwise by now; nil when there is none.
+func (s *Service) answeredBefore(ctx context.Context, r Request) (*PolicyChange, error) {
+	scope := r.scope()
+	if scope == nil {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	known := false
+	_, err := s.store.Write(ctx, false, func(ctx context.Context, w Writer) error {
+		earlier, err := w.Remembered(ctx, *scope)
+		known = earlier != nil
+		return err //nolint:wrapcheck // translate does
+	})
+	if err != nil || !known {
+		return nil, translate(err)
+	}
+	out := &PolicyChange{}
+	done, err := s.change(ctx, r, out, func(context.Context, Writer) (outcome, error) {
+		return outcome{}, conflict("policy_changed", "the earlier answer to this request is not kept any more; try again")
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Effective = done.effective
+	return out, nil
+}
+
+// putInForce writes an activation, unless another one came first: before is what it was
 // measured by.
 func (s *Service) putInForce(
-	ctx context.Context, r Request, action string, a authz.PolicyActivation, report *authz.PolicyReport, archive []byte, against string,
+	ctx context.Context, r Request, action string, a authz.PolicyActivation, report *authz.PolicyReport, archive []byte, before policyNow,
 ) (*PolicyChange, error) {
-	out := &PolicyChange{}
+	out, builtIn := &PolicyChange{}, s.policies.BuiltIn()
 	done, err := s.change(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
 		latest, err := w.Activations(ctx, TenantOf(r.Actor), 0, 1)
 		if err != nil {
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
-		before := inForce(latest, s.policies.BuiltIn())
-		if before != against {
+		if now := (policyNow{history: latest}); now.change() != before.change() {
 			return outcome{}, conflict("policy_changed", "another policy came into force meanwhile, here or on another replica; try again")
 		}
 		a.By = r.Actor.ID.String()
-		if a.Revision == s.policies.BuiltIn() {
-			a.Revision, archive = "", nil
-		}
 		if err := w.ActivatePolicy(ctx, TenantOf(r.Actor), &a, archive); err != nil {
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		*out = PolicyChange{Activation: a, Report: report}
-		after := s.policyDocument(a)
-		revision, _ := after["revision"].(string)
-		return logged(outcome{policy: revision}, authz.OrganizationID{}, action, revision, map[string]any{"revision": before}, after)
+		revision := policyNow{history: []authz.PolicyActivation{a}}.revision(builtIn)
+		return logged(outcome{policy: revision}, authz.OrganizationID{}, action, revision,
+			map[string]any{"revision": before.revision(builtIn)}, policyDocument(a, builtIn))
 	})
 	if err != nil {
 		return nil, err
@@ -340,16 +460,13 @@ func (s *Service) putInForce(
 }
 
 // policyDocument is what the audit log has of an activation.
-func (s *Service) policyDocument(a authz.PolicyActivation) map[string]any {
-	revision := a.Revision
-	if revision == "" {
-		revision = s.policies.BuiltIn()
-	}
+func policyDocument(a authz.PolicyActivation, builtIn string) map[string]any {
 	accepted := make([]any, len(a.Accepted))
 	for i, name := range a.Accepted {
 		accepted[i] = name
 	}
 	return map[string]any{
-		"revision": revision, "note": a.Note, "security_fix": a.SecurityFix, "rolled_back": a.RolledBack, "accepted_tests": accepted,
+		"revision": policyNow{history: []authz.PolicyActivation{a}}.revision(builtIn), "note": a.Note, "security_fix": a.SecurityFix,
+		"rolled_back": a.RolledBack, "accepted_tests": accepted,
 	}
 }

@@ -152,7 +152,9 @@ type answered struct {
 
 // remembered is an answer as it is kept for its Idempotency-Key.
 type remembered struct {
-	Takes  bool            `json:"takes"`
+	Takes bool `json:"takes"`
+	// Policy is outcome.policy.
+	Policy string          `json:"policy,omitempty"`
 	Answer json.RawMessage `json:"answer"`
 }
 
@@ -194,11 +196,11 @@ func (s *Service) change(
 		if scope == nil {
 			return nil
 		}
-		return remember(ctx, w, *scope, r, out.takes, answer)
+		return remember(ctx, w, *scope, r, out, answer)
 	})
 	switch {
 	case errors.Is(err, errReplayed):
-		if out.takes, err = replay(earlier, r, answer); err != nil {
+		if out, err = replay(earlier, r, answer); err != nil {
 			return answered{}, err
 		}
 		done.replayed, revision = true, earlier.Revision
@@ -218,19 +220,19 @@ func (s *Service) change(
 }
 
 // replay fills answer with what the same request was answered before, and tells
-// whether that took rights away.
-func replay(earlier *Remembered, r Request, answer any) (takes bool, err error) {
+// what replicas are waited for.
+func replay(earlier *Remembered, r Request, answer any) (outcome, error) {
 	if earlier.Fingerprint != r.Fingerprint {
-		return false, invalid("idempotency_mismatch", "", "this Idempotency-Key was used for another request; use a new one")
+		return outcome{}, invalid("idempotency_mismatch", "", "this Idempotency-Key was used for another request; use a new one")
 	}
 	var kept remembered
 	if err := json.Unmarshal(earlier.Answer, &kept); err != nil {
-		return false, fmt.Errorf("read an earlier answer: %w", err)
+		return outcome{}, fmt.Errorf("read an earlier answer: %w", err)
 	}
 	if err := json.Unmarshal(kept.Answer, answer); err != nil {
-		return false, fmt.Errorf("read an earlier answer: %w", err)
+		return outcome{}, fmt.Errorf("read an earlier answer: %w", err)
 	}
-	return kept.Takes, nil
+	return outcome{takes: kept.Takes, policy: kept.Policy}, nil
 }
 
 // effective waits for the receipt. The change is committed: what cannot be found
@@ -261,12 +263,12 @@ func (r Request) scope() *IdempotencyScope {
 	return &IdempotencyScope{Actor: r.Actor.ID, Operation: r.Operation, KeyHash: sha256.Sum256([]byte(r.IdempotencyKey))}
 }
 
-func remember(ctx context.Context, w Writer, scope IdempotencyScope, r Request, takes bool, answer any) error {
+func remember(ctx context.Context, w Writer, scope IdempotencyScope, r Request, out outcome, answer any) error {
 	text, err := json.Marshal(answer)
 	if err != nil {
 		return fmt.Errorf("keep the answer: %w", err)
 	}
-	if text, err = json.Marshal(remembered{takes, text}); err != nil {
+	if text, err = json.Marshal(remembered{out.takes, out.policy, text}); err != nil {
 		return fmt.Errorf("keep the answer: %w", err)
 	}
 	if err := w.Remember(ctx, scope, Remembered{Fingerprint: r.Fingerprint, Answer: text, Revision: w.Revision()}); err != nil {

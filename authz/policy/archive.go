@@ -41,10 +41,14 @@ func ReadArchive(archive []byte) (*Source, error) {
 		return nil, fmt.Errorf("the policy's archive is not gzipped: %w", err)
 	}
 	// Headers of files that are left out count as well: an archive of them must end too.
-	packed := tar.NewReader(io.LimitReader(zipped, 4*MaxBytes))
+	limited := &io.LimitedReader{R: zipped, N: 4 * MaxBytes}
+	packed := tar.NewReader(limited)
 	var c collector
 	for {
 		header, err := packed.Next()
+		if limited.N <= 0 {
+			return nil, fmt.Errorf("the policy's archive has more than %d bytes", 4*MaxBytes)
+		}
 		if errors.Is(err, io.EOF) {
 			return c.source()
 		}

@@ -34,10 +34,11 @@ type Engine struct {
 	current atomic.Pointer[Snapshot]
 	names   *names
 	held    *holding
-	lane    *lane
-	stacks  *stacks
-	known   *verdicts
-	budget  time.Duration
+	// lane has the large calls of checks, explaining those of explanations.
+	lane, explaining *lane
+	stacks           *stacks
+	known            *verdicts
+	budget           time.Duration
 }
 
 // Option sets what an Engine does otherwise by default.
@@ -50,7 +51,7 @@ func WithBudget(d time.Duration) Option { return func(e *Engine) { e.budget = d 
 // NewEngine returns an Engine with its first policy. A nil Snapshot is none:
 // nothing can be decided until Swap.
 func NewEngine(s *Snapshot, options ...Option) *Engine {
-	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), stacks: newStacks(), known: newVerdicts(), budget: DefaultBudget}
+	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), explaining: newLane(), stacks: newStacks(), known: newVerdicts(), budget: DefaultBudget}
 	for _, option := range options {
 		option(e)
 	}

@@ -48,7 +48,8 @@ func (e *Engine) Explain(ctx context.Context, k *authz.Key, c *authz.Check) (out
 	case e.held.holds(k):
 		return out, ErrHeldBack
 	}
-	x := &explainer{s: s, names: e.names, until: newDeadline(ctx, explainBudget)}
+	// On a lane of its own: a large call of a check does not wait for an explanation's.
+	x := &explainer{s: s.in(e.explaining), names: e.names, until: newDeadline(ctx, explainBudget)}
 	seen := &ruleTrace{fired: make(map[*ast.Rule]bool)}
 	v, err := x.ask(ctx, k, c, seen)
 	out.Rules = seen.rules(s.compiler)

@@ -19,13 +19,15 @@ import (
 const (
 	// DefaultCoverageFloor is how many percent of a policy's lines its own tests must reach.
 	DefaultCoverageFloor = 80
-	// DefaultGateTimeout is how long a policy may take to be tried. The shipped one takes
-	// less than a second.
-	DefaultGateTimeout = time.Minute
+	// DefaultGateTimeout is how long a policy may take to be tried: less than clients wait.
+	// The shipped one takes half a second.
+	DefaultGateTimeout = 25 * time.Second
 	// gateHeap is how much memory a policy may take while it is tried, in bytes, and
 	// gateMemory what ends the process however fast it grows.
-	gateHeap   = 1 << 30
-	gateMemory = 3 << 30
+	gateHeap   = 512 << 20
+	gateMemory = 2 << 30
+	// gateTrials bounds the trials that run at a time; others wait.
+	gateTrials = 2
 	// gateGrace is how much longer the process may take to say that it took too long.
 	gateGrace = 2 * time.Second
 	// maxReport bounds what such a process may say.
@@ -58,7 +60,12 @@ func (t Trial) Try(ctx context.Context) *authz.PolicyReport {
 	return r
 }
 
+// try tries everything, one after the other; what cannot go on leaves the report incomplete,
+// which is no pass.
 func (t Trial) try(ctx context.Context, r *authz.PolicyReport) {
+	if t.Active != nil {
+		r.Against = t.Active.revision
+	}
 	snapshot, err := t.Candidate.Load(ctx)
 	if err != nil {
 		refuse(r, problemsOf(authz.StageLoad, err)...)
@@ -87,18 +94,26 @@ func (t Trial) try(ctx context.Context, r *authz.PolicyReport) {
 		}
 	}
 	judgeCoverage(r, t.CoverageFloor)
-	if t.Active == nil || t.Active.revision == t.Candidate.revision {
-		return
+	if t.Active != nil {
+		if err := t.tryActive(ctx, p, r); err != nil {
+			refuse(r, problemsOf(authz.StageActiveTests, err)...)
+			return
+		}
 	}
-	r.Against = t.Active.revision
+	r.Complete = ctx.Err() == nil
+}
+
+// tryActive holds the candidate to the tests of the policy in force.
+func (t Trial) tryActive(ctx context.Context, p *parsed, r *authz.PolicyReport) error {
 	active, err := t.Active.parse()
 	if err != nil {
-		refuse(r, authz.PolicyProblem{Stage: authz.StageActiveTests, Message: "the policy in force cannot be read: " + oneLine(err.Error())})
-		return
+		return fmt.Errorf("the policy in force cannot be read: %w", err)
+	}
+	if p.source.hasTestsOf(t.Active) {
+		return nil // its own tests were these
 	}
 	if r.ActiveTests, err = p.activeTests(ctx, active); err != nil {
-		refuse(r, problemsOf(authz.StageActiveTests, err)...)
-		return
+		return err
 	}
 	for _, result := range r.ActiveTests {
 		switch {
@@ -110,6 +125,7 @@ func (t Trial) try(ctx context.Context, r *authz.PolicyReport) {
 				"of the policy in force fails; if that is meant, name it in --accept-removed-tests"))
 		}
 	}
+	return nil
 }
 
 // refuse adds problems, as many of a stage as anyone reads.
@@ -161,6 +177,7 @@ func accepts(named []string, test string) bool {
 type Gate struct {
 	command []string
 	timeout time.Duration
+	places  chan struct{}
 }
 
 // NewGate returns a gate whose processes are started by a command that calls ServeGate.
@@ -169,7 +186,7 @@ func NewGate(timeout time.Duration, command ...string) *Gate {
 	if timeout == 0 {
 		timeout = DefaultGateTimeout
 	}
-	return &Gate{command, timeout}
+	return &Gate{command, timeout, make(chan struct{}, gateTrials)}
 }
 
 // trialMessage is a Trial on its way to a gate's process.
@@ -197,6 +214,12 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write a trial: %w", err)
 	}
+	select {
+	case g.places <- struct{}{}:
+		defer func() { <-g.places }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("try a policy: %w", context.Cause(ctx))
+	}
 	started := time.Now()
 	limited, cancel := context.WithTimeoutCause(ctx, g.timeout+gateGrace, errGateTimeout)
 	defer cancel()
@@ -204,7 +227,8 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	cmd := exec.CommandContext(limited, g.command[0], g.command[1:]...) //nolint:gosec // our own program
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(raw), &said, &complained
 	// Nothing of the service's own: a policy could not read it, and nobody has to believe that.
-	cmd.Env = []string{"GOTRACEBACK=none", "GOMEMLIMIT=2GiB"}
+	cmd.Env = []string{"GOTRACEBACK=none", "GOMEMLIMIT=1GiB"}
+	cmd.SysProcAttr = apart()
 	cmd.WaitDelay = time.Second
 	err = cmd.Run()
 	var report authz.PolicyReport
@@ -212,6 +236,9 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	case err == nil:
 		if err := json.Unmarshal(said.Bytes(), &report); err != nil {
 			return nil, fmt.Errorf("read what a trial has found: %w", err)
+		}
+		if report.Revision != t.Candidate.revision {
+			return nil, errors.New("a trial has found something about another policy")
 		}
 		return &report, nil
 	case ctx.Err() != nil:
@@ -232,7 +259,7 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 
 var errGateTimeout = errors.New("trying the policy took too long")
 
-// bounded keeps the end of what is written, up to maxReport.
+// bounded keeps what is written, and takes no more than maxReport.
 type bounded struct{ bytes.Buffer }
 
 // Write implements io.Writer.

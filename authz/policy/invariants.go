@@ -297,6 +297,10 @@ func (x *examiner) incomplete(ctx context.Context, r exampleRequest) {
 	for _, missing := range [][]string{{"key"}, {"caller"}, {"request"}, {"organization"}, {"key", "organization"}, {"key", "caller", "request", "organization", "stale"}} {
 		x.asked++
 		value, err := x.evaluate(ctx, x.s.check, without(missing...))
+		if x.endless {
+			x.problem(checkEntrypoint, about("an input without "+strings.Join(missing, ", "), err))
+			return
+		}
 		if err != nil || value == nil {
 			continue
 		}

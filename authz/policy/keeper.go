@@ -75,9 +75,12 @@ func (k *Keeper) Try(ctx context.Context, candidate *Source, acceptRemoved []str
 	return k.gate.Try(ctx, Trial{Candidate: candidate, Active: k.active.Load(), AcceptRemoved: acceptRemoved})
 }
 
-// TryFiles is Try for a policy's files by their paths; what cannot be read is reported as
-// well. It also returns the policy's archive, nil for what could not be read.
-func (k *Keeper) TryFiles(ctx context.Context, files map[string]string, accept []string) (*authz.PolicyReport, []byte, error) {
+// TryFiles tries a policy's files by their paths against another one's archive, nil for the
+// built-in one; what cannot be read is reported as well. It also returns the policy's archive,
+// nil for what could not be read.
+func (k *Keeper) TryFiles(
+	ctx context.Context, files map[string]string, against []byte, accept []string,
+) (*authz.PolicyReport, []byte, error) {
 	source, err := SourceOf(files)
 	if err != nil {
 		return Unreadable(err), nil, nil
@@ -86,20 +89,33 @@ func (k *Keeper) TryFiles(ctx context.Context, files map[string]string, accept [
 	if err != nil {
 		return nil, nil, err
 	}
-	report, err := k.Try(ctx, source, accept)
+	active, err := k.sourceOf(against)
+	if err != nil {
+		return nil, nil, err
+	}
+	report, err := k.gate.Try(ctx, Trial{Candidate: source, Active: active, AcceptRemoved: accept})
 	return report, archive, err
 }
 
-// TryArchive is Try for a policy's archive. all accepts whatever tests fail of the one in force.
-func (k *Keeper) TryArchive(ctx context.Context, archive []byte, accept []string, all bool) (*authz.PolicyReport, error) {
-	source, err := ReadArchive(archive)
+// TryArchive is TryFiles for a policy's archive; alone tries it by itself.
+func (k *Keeper) TryArchive(ctx context.Context, archive, against []byte, accept []string, alone bool) (*authz.PolicyReport, error) {
+	t := Trial{AcceptRemoved: accept}
+	var err error
+	if t.Candidate, err = ReadArchive(archive); err == nil && !alone {
+		t.Active, err = k.sourceOf(against)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if all {
-		return k.gate.Try(ctx, Trial{Candidate: source})
+	return k.gate.Try(ctx, t)
+}
+
+// sourceOf is a policy's archive, or the built-in policy.
+func (k *Keeper) sourceOf(archive []byte) (*Source, error) {
+	if archive == nil {
+		return k.builtIn, nil
 	}
-	return k.Try(ctx, source, accept)
+	return ReadArchive(archive)
 }
 
 // Offer puts a policy in force, at once and for every check that begins afterwards. What
@@ -124,7 +140,7 @@ func (k *Keeper) Offer(ctx context.Context, o Offer) error {
 	}
 	snapshot, err := o.Source.Load(ctx)
 	if err != nil {
-		return k.Refuse(o.Source.revision, o.Origin, err)
+		return k.refuseFor(o.Source.revision, o.Origin, err)
 	}
 	k.engine.Swap(snapshot)
 	k.active.Store(o.Source)
@@ -141,6 +157,13 @@ func Unreadable(why error) *authz.PolicyReport {
 // Refuse notes a candidate that could not even be read, and returns why as an
 // *authz.PolicyRefusedError. revision is "" when it has none.
 func (k *Keeper) Refuse(revision string, origin authz.PolicyOrigin, why error) error {
+	k.offering.Lock()
+	defer k.offering.Unlock()
+	return k.refuseFor(revision, origin, why)
+}
+
+// refuseFor is Refuse for who holds offering.
+func (k *Keeper) refuseFor(revision string, origin authz.PolicyOrigin, why error) error {
 	report := Unreadable(why)
 	report.Revision = revision
 	k.refuse(revision, origin, report.Problems)

@@ -209,13 +209,60 @@ func parseModules(files []file) (live, all map[string]*ast.Module, err error) {
 			live[f.path] = module
 		}
 	}
-	return live, all, errors.Join(errs...)
+	return live, all, errors.Join(append(errs, reachesTests(live, all))...)
 }
 
 func isTestPackage(module *ast.Module) bool {
 	path := module.Package.Path
 	last, _ := path[len(path)-1].Value.(ast.String)
 	return strings.HasSuffix(string(last), "_test")
+}
+
+// reachesTests is a rule whose name, with its package, leads into a package of tests: it would
+// be part of them, and could make them hold.
+func reachesTests(live, all map[string]*ast.Module) error {
+	var tests []ast.Ref
+	for name, m := range all {
+		if live[name] == nil {
+			tests = append(tests, m.Package.Path)
+		}
+	}
+	var errs []error
+	for _, m := range live {
+		for _, rule := range m.Rules {
+			ref := slices.Concat(m.Package.Path, rule.Head.Ref())
+			ground := ref.GroundPrefix()
+			inside := slices.ContainsFunc(ground, func(t *ast.Term) bool { return strings.HasSuffix(nameOf(t), "_test") })
+			// What comes after is worked out as it runs.
+			above := len(ground) < len(ref) && slices.ContainsFunc(tests, func(t ast.Ref) bool { return t.HasPrefix(asPath(ground)) })
+			if inside || above {
+				errs = append(errs, atLocation(rule.Location, fmt.Errorf("the rule %s leads into a package *_test; tests stand in files *_test.rego, and nothing else does", rule.Head.Ref())))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// asPath is a reference whose names are all strings, as those of packages are.
+func asPath(ref ast.Ref) ast.Ref {
+	path := slices.Clone(ref)
+	for i := 1; i < len(path); i++ {
+		if v, ok := path[i].Value.(ast.Var); ok {
+			path[i] = ast.StringTerm(string(v))
+		}
+	}
+	return path
+}
+
+// nameOf is a term of a reference as a name, "" when it is none.
+func nameOf(t *ast.Term) string {
+	switch v := t.Value.(type) {
+	case ast.Var:
+		return string(v)
+	case ast.String:
+		return string(v)
+	}
+	return ""
 }
 
 // parseData puts each data.yaml at the place that its folder names.

@@ -20,7 +20,7 @@ const (
 	// MaxFiles is how many .rego and data.yaml files a policy may have.
 	MaxFiles = 2_000
 	// MaxBytes is how large they may be together.
-	MaxBytes = 8 << 20
+	MaxBytes = 6 << 20
 	// MaxDataBytes is how large its data.yaml files may be together: all of it is in memory,
 	// several times while it is read.
 	MaxDataBytes = 4 << 20
@@ -127,7 +127,7 @@ func (c *collector) takes(name string) (bool, error) {
 
 // addNamed adds a file that somebody has named: it must be part of a policy.
 func (c *collector) addNamed(name string, content []byte) error {
-	if !fs.ValidPath(name) || strings.HasPrefix(name, ".") || strings.Contains(name, "/.") || strings.Contains(name, "\\") {
+	if !fs.ValidPath(name) || strings.HasPrefix(name, ".") || strings.Contains(name, "/.") || strings.ContainsFunc(name, func(r rune) bool { return r == '\\' || r < ' ' }) {
 		return fmt.Errorf("%q is not the path of a policy's file: they are relative, with slashes, and no part starts with a dot", name)
 	}
 	switch taken, err := c.takes(name); {
@@ -169,8 +169,15 @@ func (c *collector) source() (*Source, error) {
 	return &Source{files: c.files, revision: revisionOf(c.files)}, nil
 }
 
-// readFile reads a byte more than a policy may have, at most: then it is too large.
+// readFile reads a byte more than a policy may have, at most: then it is too large. A pipe
+// or a device, which may never end, is not opened.
 func readFile(fsys fs.FS, name string) ([]byte, error) {
+	switch info, err := fs.Stat(fsys, name); {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New("it is not a regular file")
+	}
 	f, err := fsys.Open(name)
 	if err != nil {
 		return nil, err

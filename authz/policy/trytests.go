@@ -49,12 +49,13 @@ func runTests(ctx context.Context, modules map[string]*ast.Module, data map[stri
 	if tracer != nil {
 		runner = runner.SetCoverageQueryTracer(tracer)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	running, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ran, err := runner.RunTests(ctx, txn)
+	ran, err := runner.RunTests(running, txn)
 	if err != nil {
 		return nil, err
 	}
+	declared := declaredTests(compiler.Modules)
 	var results []authz.PolicyTest
 	late := 0
 	for r := range ran {
@@ -67,7 +68,41 @@ func runTests(ctx context.Context, modules map[string]*ast.Module, data map[stri
 		}
 	}
 	slices.SortFunc(results, func(a, b authz.PolicyTest) int { return strings.Compare(a.Name, b.Name) })
+	// A test that was not run has not passed.
+	if len(results) != declared || ctx.Err() != nil {
+		return results, fmt.Errorf("%d of %d tests were run; %s", len(results), declared, lateTests(results))
+	}
 	return results, nil
+}
+
+// declaredTests counts what the runner takes for tests.
+func declaredTests(modules map[string]*ast.Module) (n int) {
+	for _, m := range modules {
+		for _, rule := range m.Rules {
+			if slices.ContainsFunc(rule.Head.Ref().GroundPrefix(), isTestName) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func isTestName(t *ast.Term) bool {
+	return strings.HasPrefix(nameOf(t), tester.TestPrefix) || strings.HasPrefix(nameOf(t), tester.SkipTestPrefix)
+}
+
+// lateTests says why others were not run.
+func lateTests(results []authz.PolicyTest) string {
+	var late []string
+	for _, r := range results {
+		if r.Failed() && r.Seconds >= testTimeout.Seconds() {
+			late = append(late, fmt.Sprintf("%s (%s:%d)", r.Name, r.File, r.Line))
+		}
+	}
+	if len(late) == 0 {
+		return "the trial was ended"
+	}
+	return fmt.Sprintf("%s took longer than %v", strings.Join(late, ", "), testTimeout)
 }
 
 func resultOf(r *tester.Result) authz.PolicyTest {
@@ -155,21 +190,15 @@ func (p *parsed) ownTests(ctx context.Context) (results []authz.PolicyTest, perc
 	return results, 100 * float64(lines-missing) / float64(lines), gaps, nil
 }
 
-// activeTests runs those tests of the active policy that the candidate has not as they are,
-// against the candidate's rules and data. A test that does not even compile with these
-// fails: what it spoke of is gone.
+// activeTests runs all tests of the active policy, with nothing of the candidate's tests,
+// against the candidate's rules and data: a file beside them could make a helper of theirs
+// hold whatever it is asked. A test that does not even compile fails: what it spoke of is gone.
 func (p *parsed) activeTests(ctx context.Context, active *parsed) ([]authz.PolicyTest, error) {
 	modules := maps.Clone(p.live)
-	changed := map[string]bool{}
 	for name, module := range active.all {
-		if active.live[name] != nil {
-			continue
+		if active.live[name] == nil {
+			modules[name] = module
 		}
-		modules[name] = module
-		changed[name] = !p.source.has(name, active.source)
-	}
-	if !slices.Contains(slices.Collect(maps.Values(changed)), true) {
-		return nil, nil
 	}
 	var broken []authz.PolicyTest
 	for {
@@ -177,7 +206,6 @@ func (p *parsed) activeTests(ctx context.Context, active *parsed) ([]authz.Polic
 		var errs ast.Errors
 		switch {
 		case err == nil:
-			results = slices.DeleteFunc(results, func(r authz.PolicyTest) bool { return !changed[r.File] })
 			return append(results, broken...), nil
 		case !errors.As(err, &errs):
 			return nil, err
@@ -213,17 +241,12 @@ func brokenTests(module *ast.Module, why *ast.Error) []authz.PolicyTest {
 	return all
 }
 
-// has tells whether the policy has a file of another one, as it is there.
-func (s *Source) has(name string, other *Source) bool {
-	mine, ok := s.file(name)
-	theirs, _ := other.file(name)
-	return ok && bytes.Equal(mine.content, theirs.content)
-}
-
-func (s *Source) file(name string) (file, bool) {
-	i, ok := slices.BinarySearchFunc(s.files, name, func(f file, name string) int { return strings.Compare(f.path, name) })
-	if !ok {
-		return file{}, false
+// hasTestsOf tells whether the policy's test files are exactly those of another one.
+func (s *Source) hasTestsOf(other *Source) bool {
+	tests := func(s *Source) []file {
+		return slices.DeleteFunc(slices.Clone(s.files), func(f file) bool { return !f.isTest() })
 	}
-	return s.files[i], true
+	return slices.EqualFunc(tests(s), tests(other), func(a, b file) bool {
+		return a.path == b.path && bytes.Equal(a.content, b.content)
+	})
 }

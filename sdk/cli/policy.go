@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,21 +43,11 @@ func (c Config) policyShow() *cobra.Command {
 				}
 			}
 			if r := found.Refused; r != nil {
-				p.row("refused", fmt.Sprintf("%s from %s, %s", first(orEmpty(r.Revision), "a policy that cannot be read"), r.Origin, moment(r.At, now)))
+				p.row("refused", fmt.Sprintf("%s from %s, %s", cmp.Or(orEmpty(r.Revision), "a policy that cannot be read"), r.Origin, moment(r.At, now)))
 				p.problems(r.Problems)
 			}
 		})
 	})
-}
-
-// first is the first text that is not empty.
-func first(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
 }
 
 // problems writes one a line, as editors read them.
@@ -145,7 +136,7 @@ policy that is in force: where one of those is meant to fail, name it in --accep
 		if len(args) == 1 {
 			files, err := readPolicy(args[0])
 			if err != nil {
-				return usage(err)
+				return &ExitError{Code: ExitInvalid, Err: err}
 			}
 			sent := admin.PolicyFiles(files)
 			wanted.Files = &sent
@@ -187,11 +178,11 @@ func (c Config) policyRollback() *cobra.Command {
 func (s *session) policyChanged(change *admin.PolicyChange, would, done string) error {
 	s.warnOfSilence(change.Effective)
 	err := s.show(change, func(p *page) {
-		p.row("policy", first(orEmpty(change.Activation.Revision), "built-in"))
+		p.row("policy", cmp.Or(orEmpty(change.Activation.Revision), "built-in"))
 		if r := change.Report; r != nil {
 			p.row("tests", fmt.Sprintf("%s passed, %.1f %% of the policy's lines covered", plural(int64(len(r.Tests)), "test"), r.CoveragePercent))
 			if n := len(r.ActiveTests); n > 0 {
-				p.row("tests before", fmt.Sprintf("%s of the policy before it, %d of them accepted as removed", plural(int64(n), "changed test"), len(r.AcceptedTests)))
+				p.row("tests before", fmt.Sprintf("%s of the policy before it, %d of them fail and are accepted", plural(int64(n), "test"), len(r.AcceptedTests)))
 			}
 			p.row("invariants", fmt.Sprintf("%d questions", r.InvariantQuestions))
 		}

@@ -9,7 +9,7 @@ import (
 )
 
 // maxPolicyBytes is what the service takes.
-const maxPolicyBytes = 8 << 20
+const maxPolicyBytes = 6 << 20
 
 // readPolicy reads the files of a policy by their slash-separated paths: .rego and
 // data.yaml. Other data files are an error, because `opa test` would read them and the
@@ -17,6 +17,9 @@ const maxPolicyBytes = 8 << 20
 func readPolicy(dir string) (map[string]string, error) {
 	files := make(map[string]string)
 	total := 0
+	if mounted := filepath.Join(dir, "..data"); isFolder(mounted) {
+		dir = mounted // as Kubernetes mounts a ConfigMap
+	}
 	root := os.DirFS(dir)
 	err := fs.WalkDir(root, ".", func(name string, entry fs.DirEntry, err error) error {
 		switch base := filepath.Base(name); {
@@ -35,6 +38,13 @@ func readPolicy(dir string) (map[string]string, error) {
 		default:
 			return nil
 		}
+		info, err := fs.Stat(root, name)
+		if err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() || info.Size() > maxPolicyBytes {
+			return fmt.Errorf("%s: it is not a regular file of at most %d bytes", name, maxPolicyBytes)
+		}
 		content, err := fs.ReadFile(root, name)
 		if err != nil {
 			return err
@@ -52,4 +62,9 @@ func readPolicy(dir string) (map[string]string, error) {
 		return nil, fmt.Errorf("there is no .rego file in %s", dir)
 	}
 	return files, nil
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -141,7 +142,8 @@ func spoiltBodies(t *trial) {
 // and by what Postgres was asked.
 func (s *site) judgeNoCall(r *replica, lookups, charged float64) {
 	s.Helper()
-	read := s.readLookups()
+	// A replica that starts warms its connections up with the statement, and no digest.
+	read := slices.DeleteFunc(s.readLookups(), func(digests []string) bool { return len(strings.Join(digests, "")) == 0 })
 	s.exact(r.metric(s.trial, "keystile_store_lookup_statements_total") == lookups && len(read) == 0 &&
 		r.metric(s.trial, "keystile_limiter_exact_total") == charged, "statements that look keys up: %d in Postgres' log; charged: %.0f",
 		len(read), r.metric(s.trial, "keystile_limiter_exact_total")-charged)

@@ -24,8 +24,13 @@ const (
 	// settleFor is how long nothing may change before a directory is read: an editor that
 	// saves writes several files, and a file in several steps.
 	settleFor = 150 * time.Millisecond
+	// beginAttempts is how often a directory is read at first that changes meanwhile.
+	beginAttempts = 10
 	// settleMost is how long changes that go on keep a directory from being read.
 	settleMost = time.Second
+	// looksEach is how often files are read although nothing about them has changed: a tool
+	// can keep size and time of what it replaces.
+	looksEach = 10 * time.Second
 	// acceptFile names, one a line, the tests of the policy in force that may fail.
 	acceptFile = ".accept-removed-tests"
 	// mountLink is what Kubernetes swaps when a mounted ConfigMap changes.
@@ -35,8 +40,9 @@ const (
 // Directory is a folder with a policy in it.
 type Directory struct {
 	path string
-	// seen is the signature of what was read last.
-	seen string
+	// seen is the signature of what was handed over last, revision its policy's, "" for what
+	// could not be read.
+	seen, revision string
 }
 
 // NewDirectory returns a directory; it need not be there yet.
@@ -85,10 +91,17 @@ func (d *Directory) root() (string, error) {
 }
 
 func readAccepted(fsys fs.FS) ([]string, error) {
-	file, err := fsys.Open(acceptFile)
+	info, err := fs.Stat(fsys, acceptFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is not a regular file")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", acceptFile, err)
+	}
+	file, err := fsys.Open(acceptFile)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", acceptFile, err)
 	}
@@ -107,25 +120,35 @@ func readAccepted(fsys fs.FS) ([]string, error) {
 	return names, nil
 }
 
-// Watch hands over the policy whenever the directory has become another one, until ctx ends.
-// What is half written is waited for: a directory is read when it has been still for a
-// moment, and handed over when it is the same a second time. The first time is what the
-// directory has become since the last Read that was handed to Seen.
+// Begin reads the policy that is there, as a whole; Watch goes on from there.
+func (d *Directory) Begin(ctx context.Context) Version {
+	for range beginAttempts {
+		if v, ok := d.whole(ctx); ok {
+			return v
+		}
+	}
+	return Version{Err: fmt.Errorf("the policy's directory %s goes on changing", d.path)}
+}
+
+// Watch hands over the policy whenever the directory has become another one than it was
+// handed over last, or at Begin, until ctx ends. What is half written is waited for: a
+// directory is read when it has been still for a moment, and handed over when it is the same
+// a second time.
 //
-// hand is called on this goroutine; while it runs, changes wait.
-func (d *Directory) Watch(ctx context.Context, hand func(context.Context, Version)) {
+// hand is called on this goroutine; while it runs, changes wait. When it returns false, the
+// same is handed over again a moment later.
+func (d *Directory) Watch(ctx context.Context, hand func(context.Context, Version) bool) {
 	events, errs := make(chan fsnotify.Event), make(chan error)
 	watcher, err := fsnotify.NewWatcher()
 	if err == nil {
 		defer func() { _ = watcher.Close() }()
 		events, errs = watcher.Events, watcher.Errors
+		d.watchFolders(watcher)
 	}
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
+	looked := time.Now()
 	for {
-		if watcher != nil {
-			d.watchFolders(watcher)
-		}
 		select {
 		case <-ctx.Done():
 			return
@@ -135,17 +158,24 @@ func (d *Directory) Watch(ctx context.Context, hand func(context.Context, Versio
 			_ = err // more happened than was told; what is there is looked at in any case
 		case <-poll.C:
 		}
-		if d.signature() == d.seen {
+		changed := d.signature() != d.seen
+		if !changed && time.Since(looked) < looksEach {
 			continue
 		}
-		if v, ok := d.whole(ctx); ok {
-			hand(ctx, v)
+		if watcher != nil {
+			d.watchFolders(watcher) // there may be new ones
+		}
+		before := d.revision
+		v, ok := d.whole(ctx)
+		if !ok {
+			continue
+		}
+		looked = time.Now()
+		if (changed || d.revision != before) && !hand(ctx, v) {
+			d.seen = ""
 		}
 	}
 }
-
-// Seen notes that what is there now has been handed over.
-func (d *Directory) Seen() { d.seen = d.signature() }
 
 // settle waits until nothing has happened for a moment.
 func (d *Directory) settle(ctx context.Context, events <-chan fsnotify.Event) {
@@ -181,7 +211,10 @@ func (d *Directory) whole(ctx context.Context) (Version, bool) {
 	if d.signature() != before {
 		return Version{}, false
 	}
-	d.seen = before
+	d.seen, d.revision = before, ""
+	if v.Source != nil {
+		d.revision = v.Source.Revision()
+	}
 	return v, true
 }
 
@@ -228,6 +261,10 @@ func (d *Directory) signature() string {
 		case entry.IsDir() && hidden:
 			return fs.SkipDir
 		case hidden:
+			return nil
+		}
+		base := filepath.Base(path)
+		if ext := filepath.Ext(base); entry.IsDir() || ext != ".rego" && ext != ".yaml" && ext != ".yml" && ext != ".json" && base != acceptFile {
 			return nil
 		}
 		if files++; files > 2*policy.MaxFiles {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,12 +34,12 @@ func write(t *testing.T, path, text string) {
 func watched(t *testing.T, dir string) <-chan Version {
 	t.Helper()
 	d := NewDirectory(dir)
-	d.Seen()
+	d.Begin(t.Context())
 	ctx, cancel := context.WithCancel(t.Context())
 	versions, done := make(chan Version, 16), make(chan struct{})
 	go func() {
 		defer close(done)
-		d.Watch(ctx, func(_ context.Context, v Version) { versions <- v })
+		d.Watch(ctx, func(_ context.Context, v Version) bool { versions <- v; return true })
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -175,6 +177,34 @@ func TestDirectory_WhatCannotBeReadIsHandedOverAsSuch(t *testing.T) {
 		t.Fatal(err)
 	}
 	text(t, versions, "a.rego", someRego)
+}
+
+func TestDirectory_WhatCouldNotBeTriedIsHandedOverAgain(t *testing.T) {
+	d := NewDirectory(t.TempDir())
+	write(t, filepath.Join(d.path, "a.rego"), someRego)
+	ctx, cancel := context.WithCancel(t.Context())
+	times := 0
+	d.Watch(ctx, func(context.Context, Version) bool {
+		if times++; times == 3 {
+			cancel()
+		}
+		return false
+	})
+	if times != 3 {
+		t.Errorf("it was handed over %d times", times)
+	}
+}
+
+// A pipe that nobody writes to would be read for ever.
+func TestDirectory_OnlyRegularFilesAreRead(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.rego"), someRego)
+	if err := syscall.Mkfifo(filepath.Join(dir, "b.rego"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if v := NewDirectory(dir).Read(t.Context()); v.Err == nil || !strings.Contains(v.Err.Error(), "b.rego") {
+		t.Errorf("%v", v)
+	}
 }
 
 func TestDirectory_NamesTheTestsThatMayFail(t *testing.T) {

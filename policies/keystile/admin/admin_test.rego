@@ -90,8 +90,10 @@ creating(key) := object.union(
 	{"wanted": object.union({"environment": "live"}, key)},
 )
 
-test_lifetime_is_unbounded_as_shipped if {
-	admin.decision.allow with input as creating({"expires_at": null})
+test_lifetime_is_unbounded_while_the_bound_is_0 if {
+	admin.decision.allow == true
+		with input as creating({"expires_at": null})
+		with admin.max_days as 0
 }
 
 test_live_key_within_the_bound_is_allowed if {
