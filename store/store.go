@@ -21,7 +21,7 @@ const DefaultStaleMax = 5 * time.Minute
 
 // DefaultLookupBudget is how long a check waits for a key that is not in memory: that it
 // cannot be found out is said within 100 ms.
-const DefaultLookupBudget = 85 * time.Millisecond
+const DefaultLookupBudget = 90 * time.Millisecond
 
 // Options are what Open needs.
 type Options struct {

@@ -3,22 +3,43 @@ package policy
 import (
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
 // apart starts a process in a group of its own, which Ctrl-C does not reach.
 func apart() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
-// stepAside bounds the memory of this process, so that it ends and not the machine, and lets
-// the service beside it have processors and memory first.
-func stepAside(bytes uint64) error {
-	limit := syscall.Rlimit{Cur: bytes, Max: bytes}
-	if err := syscall.Setrlimit(syscall.RLIMIT_DATA, &limit); err != nil {
-		return fmt.Errorf("bound the memory of a trial: %w", err)
+// mappedData is what RLIMIT_DATA counts, in bytes; 0 when it cannot be found out.
+func mappedData() uint64 {
+	raw, err := os.ReadFile("/proc/self/statm")
+	fields := strings.Fields(string(raw))
+	if err != nil || len(fields) < 6 {
+		return 0
 	}
-	// Where these are not allowed, it is tried as an equal of the service's. The group, because
-	// a process' priority is that of one thread alone.
-	_ = syscall.Setpriority(syscall.PRIO_PGRP, 0, 10)
+	pages, err := strconv.ParseUint(fields[5], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize()) //nolint:gosec // a page has a size
+}
+
+// stepAside bounds the memory of this process, so that it ends and not the machine, nor the
+// service beside it.
+func stepAside(bytes uint64) error {
+	// A race detector has taken terabytes of addresses by now, and could take no more.
+	if mappedData() < bytes {
+		limit := syscall.Rlimit{Cur: bytes, Max: bytes}
+		if err := syscall.Setrlimit(syscall.RLIMIT_DATA, &limit); err != nil {
+			return fmt.Errorf("bound the memory of a trial: %w", err)
+		}
+	}
+	// Where this is not allowed, it is as dear to the kernel as the service is.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0o600)
 	return nil
 }
+
+// stepBehind lets the service have the processors first. The whole group, because a process'
+// priority is that of one thread alone; where it is not allowed, nothing changes.
+func stepBehind() { _ = syscall.Setpriority(syscall.PRIO_PGRP, 0, 10) }

