@@ -35,7 +35,7 @@ func TestReasons_EveryCodeIsDocumentedByItsMetadata(t *testing.T) {
 		for _, a := range m.Annotations {
 			if found := reasonText.FindStringSubmatch(strings.TrimSpace(a.Description)); found != nil && a.Title != "" {
 				documented[found[1]] = true
-				rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |", found[1], a.Title, oneLine(found[2])))
+				rows = append(rows, fmt.Sprintf("| %#q | %s | %s |", found[1], a.Title, oneLine(found[2])))
 			}
 		}
 	}
