@@ -10,15 +10,24 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
 )
 
-// candidate is the shipped policy with files changed: an empty text leaves one out.
+// candidate is the shipped policy with files changed: an empty text leaves one out. With the
+// race detector it has all of its tests but the one that takes as long as all others.
 func candidate(t *testing.T, changes map[string]string) *Source {
 	t.Helper()
-	return mustRead(t, with(t, changes))
+	files := with(t, changes)
+	if f := files[checkTest]; raceEnabled && f != nil {
+		before, rest, ok := strings.Cut(string(f.Data), "test_allowed_in_place_exactly_as_by_rule if {")
+		if _, after, ends := strings.Cut(rest, "\n}\n"); ok && ends {
+			files[checkTest] = &fstest.MapFile{Data: []byte(before + after)}
+		}
+	}
+	return mustRead(t, files)
 }
 
 // light is candidate without the shipped tests that take long, where they are not the point.
@@ -28,7 +37,7 @@ func light(t *testing.T, changes map[string]string) *Source {
 	if changes == nil {
 		changes = map[string]string{}
 	}
-	for _, name := range []string{"keystile/check/check_test.rego", "keystile/catalog/catalog_test.rego", "system/log/mask_test.rego"} {
+	for _, name := range []string{checkTest, "keystile/catalog/catalog_test.rego", "system/log/mask_test.rego"} {
 		changes[name] = ""
 	}
 	return candidate(t, changes)
@@ -57,6 +66,7 @@ const (
 	checkRego  = "keystile/check/check.rego"
 	fencesRego = "keystile/check/fences.rego"
 	adminRego  = "keystile/admin/admin.rego"
+	checkTest  = "keystile/check/check_test.rego"
 	ruleRego   = "keystile/rules/bad/bad.rego"
 	ruleTest   = "keystile/rules/bad/bad_test.rego"
 )
@@ -68,7 +78,7 @@ func ruleOf(condition string) string {
 }
 
 func TestTrial_TheShippedPolicyPasses(t *testing.T) {
-	r := Trial{Candidate: candidate(t, nil), CoverageFloor: 100}.Try(t.Context())
+	r := Trial{Candidate: mustRead(t, shipped()), CoverageFloor: 100}.Try(t.Context())
 	if !r.Passed() {
 		t.Fatal(r.Problems)
 	}

@@ -40,7 +40,7 @@ func TestGuide_EachEditPassesAsItStands(t *testing.T) {
 		if kind == "rego" && !strings.HasSuffix(name, "_test.rego") {
 			continue
 		}
-		if r := (Trial{Candidate: candidate(t, edits), Active: active, CoverageFloor: 100}).Try(t.Context()); !r.Passed() {
+		if r := (Trial{Candidate: candidate(t, edits), Active: active, CoverageFloor: 95}).Try(t.Context()); !r.Passed() {
 			t.Errorf("after the edit of %s: %v", name, r.Problems)
 		}
 	}

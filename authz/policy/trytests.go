@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	// testTimeout is how long one test of a policy may take: twice as long as with the stock
-	// `opa test`, because it has no processor of its own here.
-	testTimeout = 10 * time.Second
+	// testTimeout is how long one test of a policy may take: three times as long as with the
+	// stock `opa test`, because it has no processor of its own here.
+	testTimeout = 15 * time.Second
 	// maxTestTimeouts is after how many that took longer no more are run.
 	maxTestTimeouts = 3
 )
