@@ -67,28 +67,24 @@ func Load(ctx context.Context, fsys fs.FS) (*Snapshot, error) {
 // Errors name file, line and reason; there can be several, joined. A policy is
 // refused whole: there is no part of a Snapshot.
 func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
-	data, err := parseData(s.files)
-	if err != nil {
-		return nil, err
-	}
-	live, all, err := parseModules(s.files)
+	p, err := s.parse()
 	if err != nil {
 		return nil, err
 	}
 	// Once with the tests, for what is wrong in them, and once without: a test
 	// must not be able to change what is decided.
-	whole, err := compile(ctx, all, data, true)
+	whole, err := compile(ctx, p.all, p.data, true)
 	if err != nil {
 		return nil, err
 	}
-	if err := foldConstants(ctx, whole.in(newLane()), live); err != nil {
+	if err := foldConstants(ctx, whole.in(newLane()), p.live); err != nil {
 		return nil, err
 	}
-	loaded, err := compile(ctx, live, data, false)
+	loaded, err := compile(ctx, p.live, p.data, false)
 	if err != nil {
 		return nil, err
 	}
-	if loaded.catalogue, err = catalogueOf(data); err != nil {
+	if loaded.catalogue, err = catalogueOf(p.data); err != nil {
 		return nil, err
 	}
 	loaded.revision = s.revision
@@ -113,10 +109,6 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 	if err != nil {
 		return nil, fmt.Errorf("open the policy's data: %w", err)
 	}
-	copies := make(map[string]*ast.Module, len(modules))
-	for name, module := range modules {
-		copies[name] = module.Copy() // compiling rewrites modules
-	}
 	compiler := ast.NewCompiler().
 		WithStrict(strict).
 		WithCapabilities(caps).
@@ -124,7 +116,7 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 		WithUseTypeCheckAnnotations(true).
 		WithEnablePrintStatements(false).
 		WithPathConflictsCheck(storage.NonEmpty(ctx, store, txn))
-	if compiler.Compile(copies); compiler.Failed() {
+	if compiler.Compile(copied(modules)); compiler.Failed() {
 		return nil, compileErrors(compiler.Errors)
 	}
 	if err := guard(compiler); err != nil {
