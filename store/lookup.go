@@ -22,6 +22,10 @@ const (
 	maxCallerWaiting = 4096
 	// lookupSpacing is the least time between the starts of two statements: 200 a second.
 	lookupSpacing = 5 * time.Millisecond
+	// lookupPatience is the part of a check's wait, as a divisor, after which the next
+	// statement no longer waits for the one before it: whoever asks just after a statement
+	// has left still has most of the wait for their own.
+	lookupPatience = 3
 	// lookupAttempts bounds how often a look-up is repeated because a change overtook it.
 	lookupAttempts = 5
 )
@@ -35,8 +39,8 @@ var (
 )
 
 // lookups coalesces misses: one statement is in flight, the next carries everyone
-// who waits, of every caller the same share. A statement that is later than anyone waits
-// for it holds up no other. Safe for concurrent use.
+// who waits, of every caller the same share. A statement that is late holds up no other:
+// the next one leaves beside it, on a connection of its own. Safe for concurrent use.
 type lookups struct {
 	source source
 	cache  *keyCache
@@ -206,9 +210,9 @@ func (l *lookups) run() {
 	}
 }
 
-// await waits for a statement, for as long as anyone does.
+// await waits for a statement until it is late.
 func (l *lookups) await(served <-chan struct{}) {
-	late := time.NewTimer(l.budget)
+	late := time.NewTimer(l.budget / lookupPatience)
 	defer late.Stop()
 	select {
 	case <-served:

@@ -74,6 +74,38 @@ func TestLookups_ALateStatementHoldsUpNoOther(t *testing.T) {
 	}
 }
 
+// Whoever asks while a statement is late is answered in time, though nobody would be
+// who waited for the end of that one first.
+func TestLookups_WhoeverAsksBehindALateStatementHasTimeForTheirOwn(t *testing.T) {
+	late := digestOf(1)
+	left := make(chan struct{})
+	l, _ := newScriptedLookups(t, func(digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+		if digests[0] == late {
+			close(left)
+			<-time.After(2 * testLookupBudget)
+		} else {
+			<-time.After(testLookupBudget / 4)
+		}
+		return foundAll(digests), nil
+	})
+	l.budget = testLookupBudget
+	var group sync.WaitGroup
+	group.Go(func() {
+		if _, err := l.find(t.Context(), authz.CallerID{}, []authz.Digest{late}); !errors.Is(err, errLookupTimeout) {
+			t.Errorf("of a statement that is late: %v", err)
+		}
+	})
+	<-left
+	if got, err := l.find(t.Context(), authz.CallerID{}, []authz.Digest{digestOf(2)}); err != nil || got[0].key == nil {
+		t.Errorf("behind a statement that is late: %v, %v", got, err)
+	}
+	group.Wait()
+	l.close()
+}
+
+// testLookupBudget leaves a busy machine its time.
+const testLookupBudget = 3 * time.Second
+
 // A Postgres that answers nothing has a bounded number of statements in flight, and
 // whoever asks is told in time.
 func TestLookups_StatementsInFlightAreBounded(t *testing.T) {
