@@ -106,7 +106,14 @@ func settings() []setting {
 			parse: parseEnum(func(c *Config) *authz.LimiterMode { return &c.OnLimiterOutage },
 				authz.LimiterLocal, authz.LimiterClosed, authz.LimiterOpen),
 		},
-		{name: "stale_max", form: "duration between 1s and 24h", fallback: store.DefaultStaleMax.String(), parse: parseStaleMax},
+		{
+			name: "stale_max", form: "duration between 1s and 24h", fallback: store.DefaultStaleMax.String(),
+			parse: parseDuration(time.Second, 24*time.Hour, func(c *Config) *time.Duration { return &c.StaleMax }),
+		},
+		{
+			name: "usage_retention", form: "duration between 24h and 9600h (400 days): for how long usage, and with it recorded requests, is kept",
+			fallback: "2160h", parse: parseDuration(24*time.Hour, 9600*time.Hour, func(c *Config) *time.Duration { return &c.UsageRetention }),
+		},
 		{name: "public_url", form: "absolute http or https URL without query", parse: parsePublicURL},
 		{name: "realm", form: "printable ASCII without quotes", fallback: "api", parse: parseRealm},
 		{
@@ -185,16 +192,18 @@ func parseAddress(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
-func parseStaleMax(c *Config, v string) error {
-	d, err := time.ParseDuration(v)
-	if err != nil {
-		return fmt.Errorf("is not a duration like 5m")
+func parseDuration(least, most time.Duration, field func(*Config) *time.Duration) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			return fmt.Errorf("is not a duration like 5m")
+		}
+		if d < least || d > most {
+			return fmt.Errorf("is out of range")
+		}
+		*field(c) = d
+		return nil
 	}
-	if d < time.Second || d > 24*time.Hour {
-		return fmt.Errorf("is out of range")
-	}
-	c.StaleMax = d
-	return nil
 }
 
 func parsePublicURL(c *Config, v string) error {
@@ -250,7 +259,7 @@ type Config struct {
 	KeyFormat                    authz.KeyFormat
 	PolicyDir                    string
 	OnLimiterOutage              authz.LimiterMode
-	StaleMax                     time.Duration
+	StaleMax, UsageRetention     time.Duration
 	PublicURL                    *url.URL
 	Realm                        string
 	Opaque401                    bool

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -22,13 +23,14 @@ import (
 // commands of testscript it has
 //
 //	exits N keystile ARGS…   runs and wants exactly this exit status
+//	eventually N keystile ARGS…   runs again and again until it has this one
 //	capture NAME PATH        sets $NAME from the last output as JSON; PATH is like items.0.id
 func TestScripts_CommandsDoWhatTheySay(t *testing.T) {
 	bin := programDirectory(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/scripts",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "capture": capture,
+			"exits": exits, "eventually": eventually, "capture": capture,
 		},
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -84,17 +86,39 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	code := 0
-	if err := ts.Exec(args[1], args[2:]...); err != nil {
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) {
-			ts.Fatalf("%v", err)
-		}
-		code = exit.ExitCode()
-	}
-	if code != want {
+	if code := exitOf(ts, args[1:]); code != want {
 		ts.Fatalf("exit status %d, want %d", code, want)
 	}
+}
+
+// eventually is for what a service does behind its answers.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually N COMMAND ARGS…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(200 * time.Millisecond) {
+		code := exitOf(ts, args[1:])
+		if code == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("exit status %d, want %d", code, want)
+		}
+	}
+}
+
+func exitOf(ts *testscript.TestScript, args []string) int {
+	err := ts.Exec(args[0], args[1:]...)
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		ts.Fatalf("%v", err)
+	}
+	if exit == nil {
+		return 0
+	}
+	return exit.ExitCode()
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

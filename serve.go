@@ -89,7 +89,8 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		return configError(err)
 	}
 	s.store, err = store.Open(ctx, store.Options{
-		URL: cfg.DatabaseURL, Peppers: cfg.Peppers, StaleMax: cfg.StaleMax, Deployment: cfg.Deployment, Logger: log,
+		URL: cfg.DatabaseURL, Peppers: cfg.Peppers, StaleMax: cfg.StaleMax, Deployment: cfg.Deployment,
+		UsageRetention: cfg.UsageRetention, Logger: log,
 	})
 	if err != nil {
 		return dependencyError(err)
@@ -102,7 +103,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		return configError(err)
 	}
 	checker, err := authz.NewChecker(authz.CheckerOptions{
-		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store,
+		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store, Usage: s.store,
 		Realm: cfg.Realm, Opaque401: cfg.Opaque401,
 	})
 	if err != nil {

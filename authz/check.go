@@ -127,6 +127,8 @@ type CheckerOptions struct {
 	Clock   Clock
 	// Uses is told which keys are used; nil for nobody.
 	Uses UseRecorder
+	// Usage counts the decisions; nil for nobody.
+	Usage UsageCounter
 	// Realm is named in challenges; default "api". Printable ASCII without quotes.
 	Realm string
 	// Opaque401 gives one and the same 401 to the end client for all reasons.
@@ -143,6 +145,7 @@ type Checker struct {
 	limiter   Limiter
 	clock     Clock
 	uses      UseRecorder
+	usage     UsageCounter
 	realm     string
 	opaque401 bool
 	budget    time.Duration
@@ -166,7 +169,7 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 	}
 	return &Checker{
 		budget: o.Budget,
-		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, realm: o.Realm, opaque401: o.Opaque401,
+		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, usage: o.Usage, realm: o.Realm, opaque401: o.Opaque401,
 	}, nil
 }
 
@@ -182,52 +185,75 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 	ctx = withBudget(ctx, c.budget)
 	now := c.clock.Now()
 	d := &Decision{ID: newID[decisionKind](now), at: now}
+	if err := c.decide(ctx, q, d); err != nil {
+		return nil, err
+	}
+	c.finish(d)
+	if c.usage != nil {
+		c.usage.Count(q, d, now)
+	}
+	return d, nil
+}
 
+// decide decides q into d.
+func (c *Checker) decide(ctx context.Context, q *Check, d *Decision) error {
+	if passed, err := c.resolve(ctx, q, d); !passed {
+		return err
+	}
+	if c.uses != nil {
+		c.uses.Used(d.Key, d.Secret, d.at)
+	}
+	d.warnOfExpiry(d.at)
+	verdict, err := c.policy.Evaluate(ctx, d.Key, q)
+	d.PolicyRevision = verdict.Revision
+	if err != nil {
+		d.undecided("The policy did not decide.", err)
+		return nil
+	}
+	if err := d.take(verdict); err != nil {
+		d.undecided("The policy's answer is not a decision.", err)
+		return nil
+	}
+	if d.Code.fence() {
+		return nil
+	}
+	return c.charge(ctx, d, q, verdict.Limits)
+}
+
+// resolve is what comes before policy: the secret's form, look-up, the key's state. It
+// tells whether policy is to be asked; else d is the decision, or the error the question's.
+func (c *Checker) resolve(ctx context.Context, q *Check, d *Decision) (passed bool, err error) {
 	switch q.Presented.state {
 	case presentedHash:
 	case presentedMalformed:
-		return c.finish(d.deny(CodeKeyMalformed, "The API key does not have the form of a key.")), nil
+		d.deny(CodeKeyMalformed, "The API key does not have the form of a key.")
+		return false, nil
 	default:
-		return c.finish(d.deny(CodeKeyMissing, "No API key was presented.")), nil
+		d.deny(CodeKeyMissing, "No API key was presented.")
+		return false, nil
 	}
-
 	found, err := c.keys.FindKey(ctx, q.Caller.id(), q.Presented.hash)
 	if err != nil {
 		if KindOf(err) == KindThrottled {
-			return nil, err //nolint:wrapcheck // the port says what it means
+			return false, err //nolint:wrapcheck // the port says what it means
 		}
 		d.Degraded.Store = true
-		return c.finish(d.undecided("The key could not be looked up.", err)), nil
+		d.undecided("The key could not be looked up.", err)
+		return false, nil
 	}
 	d.Degraded.Store = found.Degraded
 	if found.Key == nil || found.Secret == nil {
-		return c.finish(d.deny(CodeKeyUnknown, "No key has this secret.")), nil
+		d.deny(CodeKeyUnknown, "No key has this secret.")
+		return false, nil
 	}
 	d.Key, d.Secret = found.Key, found.Secret
-	if code, message := keyState(found.Key, found.Secret, now); code != "" {
-		return c.finish(d.deny(code, message)), nil
+	if code, message := keyState(found.Key, found.Secret, d.at); code != "" {
+		d.deny(code, message)
+		return false, nil
 	}
-	if c.uses != nil {
-		c.uses.Used(found.Key, found.Secret, now)
-	}
-	d.warnOfExpiry(now)
-
 	q.Stale = found.Stale
-	verdict, err := c.policy.Evaluate(ctx, found.Key, q)
-	d.PolicyRevision = verdict.Revision
-	if err != nil {
-		return c.finish(d.undecided("The policy did not decide.", err)), nil
-	}
-	if err := d.take(verdict); err != nil {
-		return c.finish(d.undecided("The policy's answer is not a decision.", err)), nil
-	}
-	if d.Code.fence() {
-		return c.finish(d), nil
-	}
-	if err := c.charge(ctx, d, q, verdict.Limits); err != nil {
-		return nil, err
-	}
-	return c.finish(d), nil
+	d.asked = true
+	return true, nil
 }
 
 // keyState returns why a known key is denied before policy is asked, or "".
@@ -249,6 +275,12 @@ func keyState(k *Key, s *KeySecret, now time.Time) (Code, string) {
 		return CodeOrganizationSuspended, "The organization is suspended."
 	}
 	return "", ""
+}
+
+// Asked tells whether policy is asked about a key at all, with a secret that works.
+func (k *Key) Asked(now time.Time) bool {
+	code, _ := keyState(k, &KeySecret{}, now)
+	return code == ""
 }
 
 func ended(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }

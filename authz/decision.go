@@ -40,6 +40,16 @@ type Decision struct {
 	Cause error
 
 	at time.Time
+	// asked tells that policy was asked.
+	asked bool
+}
+
+// Shape is what policy saw of q; the zero Shape when it was not asked.
+func (d *Decision) Shape(q *Check) Shape {
+	if !d.asked {
+		return Shape{}
+	}
+	return ShapeOf(d.Key, q, d.Route)
 }
 
 // Degraded tells which parts did not answer and were stood in for.
@@ -98,16 +108,15 @@ func newRateLimit(l Limit, c Charge, now time.Time) *RateLimit {
 	return r
 }
 
-func (d *Decision) deny(code Code, message string) *Decision {
+func (d *Decision) deny(code Code, message string) {
 	d.Allow, d.Code, d.Status = false, code, code.Status()
 	d.Reasons = append([]Reason{{Code: code, Message: message}}, d.Reasons...)
-	return d
 }
 
 // undecided is for what could not be decided, which denies.
-func (d *Decision) undecided(message string, cause error) *Decision {
+func (d *Decision) undecided(message string, cause error) {
 	d.Cause = cause
-	return d.deny(CodeUnavailable, message)
+	d.deny(CodeUnavailable, message)
 }
 
 func (d *Decision) limited(r *RateLimit) {
@@ -129,7 +138,7 @@ func (d *Decision) warnOfExpiry(now time.Time) {
 }
 
 // finish makes headers and problem from what was decided.
-func (c *Checker) finish(d *Decision) *Decision {
+func (c *Checker) finish(d *Decision) {
 	if d.PolicyRevision == "" {
 		d.PolicyRevision = c.policy.Revision()
 	}
@@ -141,13 +150,12 @@ func (c *Checker) finish(d *Decision) *Decision {
 		d.Headers = append(d.Headers, Header{"Retry-After", strconv.Itoa(d.RateLimit.RetryAfterSeconds)})
 	}
 	if d.Allow {
-		return d
+		return
 	}
 	if challenge := c.challenge(d); challenge != "" {
 		d.Headers = append(d.Headers, Header{"WWW-Authenticate", challenge})
 	}
 	d.Problem = c.problem(d)
-	return d
 }
 
 func (r *RateLimit) appendHeaders(h []Header) []Header {

@@ -84,61 +84,40 @@ func (c *Checker) Explain(ctx context.Context, q *Check) (*Explanation, error) {
 	if !ok {
 		return nil, errNoExplainer
 	}
-	// The same order as in Check, whose budget is for one evaluation.
+	// Check's budget is for one evaluation, and here are many.
 	ctx = context.WithoutCancel(ctx)
-	now := c.clock.Now()
-	d := &Decision{}
-	out := func() *Explanation {
-		return &Explanation{
-			WouldAllow: d.Allow, Code: d.Code, Status: d.Status, Key: d.Key, Secret: d.Secret, Required: d.Required, Missing: d.Missing,
-			Route: d.Route, Reasons: d.Reasons, PolicyRevision: d.PolicyRevision, Degraded: d.Degraded, Cause: d.Cause,
-		}
-	}
-	switch q.Presented.state {
-	case presentedHash:
-	case presentedMalformed:
-		d.deny(CodeKeyMalformed, "The API key does not have the form of a key.")
-		return out(), nil
-	default:
-		d.deny(CodeKeyMissing, "No API key was presented.")
-		return out(), nil
-	}
-	found, err := c.keys.FindKey(withBudget(ctx, c.budget), q.Caller.id(), q.Presented.hash)
+	d := &Decision{at: c.clock.Now()}
+	passed, err := c.resolve(withBudget(ctx, c.budget), q, d)
 	if err != nil {
-		if KindOf(err) == KindThrottled {
-			return nil, err //nolint:wrapcheck // the port says what it means
-		}
-		d.Degraded.Store = true
-		d.undecided("The key could not be looked up.", err)
-		return out(), nil
+		return nil, err
 	}
-	d.Degraded.Store = found.Degraded
-	if found.Key == nil || found.Secret == nil {
-		d.deny(CodeKeyUnknown, "No key has this secret.")
-		return out(), nil
-	}
-	d.Key, d.Secret = found.Key, found.Secret
-	if code, message := keyState(found.Key, found.Secret, now); code != "" {
-		d.deny(code, message)
-		e := out()
-		e.Remedies = stateRemedy(code)
+	if !passed {
+		e := d.explanation()
+		e.Remedies = stateRemedy(d.Code)
 		return e, nil
 	}
-	q.Stale = found.Stale
-	explained, err := explainer.Explain(ctx, found.Key, q)
+	explained, err := explainer.Explain(ctx, d.Key, q)
 	d.PolicyRevision = explained.Verdict.Revision
 	if err == nil {
 		err = d.take(explained.Verdict)
 	}
 	if err != nil {
 		d.undecided("The policy did not decide.", err)
-		e := out()
+		e := d.explanation()
 		e.Rules = explained.Rules
 		return e, nil
 	}
-	e := out()
+	e := d.explanation()
 	e.Limits, e.Rules, e.Remedies = explained.Verdict.Limits, explained.Rules, explained.Remedies
 	return e, nil
+}
+
+// explanation is what a decision says of itself.
+func (d *Decision) explanation() *Explanation {
+	return &Explanation{
+		WouldAllow: d.Allow, Code: d.Code, Status: d.Status, Key: d.Key, Secret: d.Secret, Required: d.Required, Missing: d.Missing,
+		Route: d.Route, Reasons: d.Reasons, PolicyRevision: d.PolicyRevision, Degraded: d.Degraded, Cause: d.Cause,
+	}
 }
 
 // stateRemedy is what helps a key that is denied before policy is asked.

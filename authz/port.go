@@ -52,6 +52,14 @@ type UseRecorder interface {
 	Used(k *Key, s *KeySecret, at time.Time)
 }
 
+// UsageCounter counts decisions. It is implemented by the store.
+type UsageCounter interface {
+	// Count is told each decision, whatever it is. It must not block, and keeps neither
+	// argument nor anything that they point to.
+	// Called by Checker alone, concurrently.
+	Count(q *Check, d *Decision, at time.Time)
+}
+
 // PolicyEvaluator lets policy decide. It is implemented by authz/policy.
 type PolicyEvaluator interface {
 	// Evaluate asks the active policy about one check of one key. An error means

@@ -227,7 +227,9 @@ func (o *operation) takesLong() bool {
 }
 
 // policy tells whether the operation has a whole policy as its body.
-func (o *operation) policy() bool { return o.id == "testPolicy" || o.id == "activatePolicy" }
+func (o *operation) policy() bool {
+	return o.id == "testPolicy" || o.id == "activatePolicy" || o.id == "diffPolicy"
+}
 
 // readBody reads the body and holds it to the document.
 func (o *operation) readBody(c *gin.Context, limit int) ([]byte, *problem) {
@@ -295,7 +297,10 @@ func fingerprint(r *http.Request, body []byte) [32]byte {
 }
 
 // fail answers with an error of manage's; others are faults of ours.
-func (m *management) fail(c *gin.Context, err error) {
+func (m *management) fail(c *gin.Context, err error) { fail(c, m.judged(c, err)) }
+
+// judged is an error as clients see it; what they cannot help is logged.
+func (m *management) judged(c *gin.Context, err error) *problem {
 	var known *authz.Error
 	if !errors.As(err, &known) {
 		known = &authz.Error{Kind: authz.KindInternal}
@@ -308,7 +313,7 @@ func (m *management) fail(c *gin.Context, err error) {
 		m.log.Error("a management request failed", slog.String("operation", stateOf(c).operation.id),
 			slog.Any("error", err), slog.String("request_id", requestID(c)))
 	}
-	fail(c, p)
+	return p
 }
 
 // refuseBody answers for a body that passed the document and does not fit its Go type.

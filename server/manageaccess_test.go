@@ -91,6 +91,7 @@ func accessRows(w *world) []accessRow {
 
 		{operation: "getPolicy", path: "/v1/policy", own: none, foreign: none, readOnly: true},
 		{operation: "listPolicyHistory", path: "/v1/policy/history", own: none, foreign: none, readOnly: true},
+		{operation: "diffPolicy", path: "/v1/policy/diff", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none, readOnly: true},
 		{operation: "testPolicy", path: "/v1/policy/test", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none, readOnly: true},
 		{operation: "activatePolicy", path: "/v1/policy/activate", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none},
 		{operation: "rollBackPolicy", path: "/v1/policy/rollback", body: `{}`, own: none, foreign: none, ok: 409}, // there is nothing to take back

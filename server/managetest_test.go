@@ -79,6 +79,21 @@ func (p passing) TryArchive(_ context.Context, archive, _ []byte, _ []string, _ 
 	return &authz.PolicyReport{Revision: source.Revision(), Against: p.BuiltIn(), Complete: true}, nil
 }
 
+func (p passing) Replay(
+	ctx context.Context, files map[string]string, _ []byte, traffic authz.Traffic, told func(int64),
+) (*authz.PolicyDiff, error) {
+	source, err := policy.SourceOf(files)
+	if err != nil {
+		return nil, &authz.PolicyRefusedError{Report: policy.Unreadable(err)}
+	}
+	diff := &authz.PolicyDiff{Active: p.Revision(), Candidate: source.Revision()}
+	return diff, traffic(ctx, func(r authz.Recorded) error {
+		diff.Requests += r.Requests
+		told(diff.Requests)
+		return nil
+	})
+}
+
 func (p passing) State() authz.PolicyState {
 	return authz.PolicyState{Revision: p.Revision(), Origin: authz.OriginBuiltIn}
 }

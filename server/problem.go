@@ -97,6 +97,12 @@ func fail(c *gin.Context, p *problem) {
 	if p.RetryAfter > 0 {
 		header["Retry-After"] = []string{strconv.Itoa(p.RetryAfter)}
 	}
+	body := problemBody(p, header.Get("X-Request-Id"))
+	send(c, p.Status, append(body, '\n'))
+}
+
+// problemBody is a problem as JSON.
+func problemBody(p *problem, requestID string) []byte {
 	b := make([]byte, 0, 512)
 	b = append(b, `{"type":"urn:keystile:problem:`...)
 	b = append(b, p.Code...)
@@ -109,7 +115,7 @@ func fail(c *gin.Context, p *problem) {
 	b = append(b, `,"detail":`...)
 	b = appendString(b, p.Detail)
 	b = append(b, `,"request_id":`...)
-	b = appendString(b, header.Get("X-Request-Id"))
+	b = appendString(b, requestID)
 	if len(p.Issues) > 0 {
 		b = append(b, `,"errors":[`...)
 		for i, issue := range p.Issues {
@@ -128,8 +134,7 @@ func fail(c *gin.Context, p *problem) {
 		b = append(b, `,"reasons":`...)
 		b = appendReasons(b, p.Reasons)
 	}
-	b = append(b, '}', '\n')
-	send(c, p.Status, b)
+	return append(b, '}')
 }
 
 // send writes a whole body.

@@ -12,6 +12,9 @@ const (
 	HeartbeatGrace    = heartbeatGrace
 	MaxWriting        = maxWriting
 	MaxWaitingChanges = maxWaitingChanges
+
+	MaxUnmatchedShapes = maxUnmatchedShapes
+	UnmatchedKept      = unmatchedKept
 )
 
 // WaitingChanges is how many changes wait for their turn.
@@ -75,3 +78,21 @@ func MigrateDown(ctx context.Context, at DatabaseURL) error {
 
 // FlushUses writes the last uses now.
 func (s *Store) FlushUses(ctx context.Context) error { return s.flushUses(ctx) }
+
+// FlushUsage writes what was counted.
+func (s *Store) FlushUsage(ctx context.Context) error { return s.flushUsage(ctx) }
+
+// TendUsage looks after what is kept of usage.
+func (s *Store) TendUsage(ctx context.Context) error { return s.tendUsage(ctx) }
+
+// WriteUsageTwice writes what was counted as if the first answer had been lost.
+func (s *Store) WriteUsageTwice(ctx context.Context) error {
+	for _, batch := range batchesOf(s.usage.take()) {
+		for range 2 {
+			if err := s.writeUsage(ctx, batch); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -24,10 +24,23 @@ func finite(column, as string) string {
 	return "CASE WHEN isfinite(" + column + ") THEN " + column + " END AS " + as
 }
 
-// allFinite tells that no time was left out.
-const allFinite = `(isfinite(s.created_at) AND isfinite(COALESCE(s.expires_at, s.created_at))
-		AND isfinite(COALESCE(s.revoked_at, s.created_at)) AND isfinite(k.created_at)
-		AND isfinite(COALESCE(k.expires_at, k.created_at)) AND isfinite(COALESCE(k.revoked_at, k.created_at)))`
+// keyFinite tells that no time of a key was left out, allFinite that of its secret neither.
+const (
+	keyFinite = `(isfinite(k.created_at) AND isfinite(COALESCE(k.expires_at, k.created_at)) AND isfinite(COALESCE(k.revoked_at, k.created_at)))`
+	allFinite = `(isfinite(s.created_at) AND isfinite(COALESCE(s.expires_at, s.created_at))
+		AND isfinite(COALESCE(s.revoked_at, s.created_at)) AND ` + keyFinite + `)`
+)
+
+// keyColumns are what checks know of a key and its organization.
+//
+//nolint:gochecknoglobals // a constant, were functions constant
+var keyColumns = `k.id AS key_id, k.external_id, k.name, k.environment, k.scopes,
+		` + finite("k.created_at", "created_at") + `, ` + finite("k.expires_at", "expires_at") + `, ` + finite("k.revoked_at", "revoked_at") + `,
+		k.disabled_at IS NOT NULL AS disabled, k.restricted, k.allowed_cidrs::text[] AS allowed_cidrs,
+		k.rate_limit_rate, k.rate_limit_period_seconds, k.rate_limit_burst, k.metadata, k.revision,
+		o.id AS organization_id, o.external_id AS organization_external_id, o.name AS organization_name, o.plan,
+		o.metadata AS organization_metadata,
+		(o.suspended_at IS NOT NULL OR o.deleted_at IS NOT NULL) AS suspended, o.revision AS organization_revision`
 
 // lookupSQL reads keys by digest, each with its organization, under the revision of the same snapshot.
 //
@@ -37,13 +50,7 @@ SELECT r.n, x.*
 FROM revision r LEFT JOIN (
 	SELECT s.digest, s.id AS secret_id, s.hint, s.pepper_id, ` + finite("s.created_at", "secret_created_at") + `,
 		` + finite("s.expires_at", "secret_expires_at") + `, ` + finite("s.revoked_at", "secret_revoked_at") + `,
-		k.id AS key_id, k.external_id, k.name, k.environment, k.scopes,
-		` + finite("k.created_at", "created_at") + `, ` + finite("k.expires_at", "expires_at") + `, ` + finite("k.revoked_at", "revoked_at") + `,
-		k.disabled_at IS NOT NULL AS disabled, k.restricted, k.allowed_cidrs::text[] AS allowed_cidrs,
-		k.rate_limit_rate, k.rate_limit_period_seconds, k.rate_limit_burst, k.metadata, k.revision,
-		o.id AS organization_id, o.external_id AS organization_external_id, o.name AS organization_name, o.plan,
-		o.metadata AS organization_metadata,
-		(o.suspended_at IS NOT NULL OR o.deleted_at IS NOT NULL) AS suspended, o.revision AS organization_revision,
+		` + keyColumns + `,
 		` + allFinite + ` AS finite
 	FROM key_secrets s
 	JOIN api_keys k ON k.id = s.key_id
@@ -157,13 +164,18 @@ func (r *keyRow) organization() (*authz.Organization, error) {
 }
 
 func (r *keyRow) key(of *organizationState) (*authz.Key, error) {
-	if !r.Finite.Bool {
-		return nil, errors.New("one of its times is not finite")
-	}
 	organization, err := of.record(r.OrganizationRevision.Int64, r.organization)
 	if err != nil {
 		return nil, err
 	}
+	return r.keyOf(organization)
+}
+
+func (r *keyRow) keyOf(organization *authz.Organization) (*authz.Key, error) {
+	if !r.Finite.Bool {
+		return nil, errors.New("one of its times is not finite")
+	}
+	var err error
 	k := &authz.Key{
 		ID: r.KeyID, Organization: organization, ExternalID: r.ExternalID.String, Name: r.Name.String,
 		Environment: authz.Environment(shared(r.Environment.String)), CreatedAt: r.CreatedAt.Time,

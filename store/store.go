@@ -37,6 +37,8 @@ type Options struct {
 	KeyCacheBytes uint64
 	// Deployment must equal what the database is marked as; "" is an ordinary one.
 	Deployment string
+	// UsageRetention is for how long usage is kept; 0 means DefaultUsageRetention.
+	UsageRetention time.Duration
 	// Logger gets what an operator should know; nil discards it. No secret is logged.
 	Logger *slog.Logger
 }
@@ -66,7 +68,13 @@ type Store struct {
 	policyChanged chan struct{}
 	rehash        *rehashQueue
 	uses          *uses
-	replica       replica
+	usage         *usage
+	// usageBatches are on their way, guarded by usageWriting.
+	usageBatches []*usageBatch
+	usageWriting sync.Mutex
+	// usageRetention is for how long usage is kept.
+	usageRetention time.Duration
+	replica        replica
 
 	// applied is the revision up to which every change is applied, appliedMark its mark,
 	// guarded by syncing.
@@ -158,8 +166,11 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		rehash: newRehashQueue(), uses: newUses(), replica: newReplica(), wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1),
+		rehash: newRehashQueue(), uses: newUses(), usage: newUsage(), replica: newReplica(), wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
+	}
+	if s.usageRetention = o.UsageRetention; s.usageRetention == 0 {
+		s.usageRetention = DefaultUsageRetention
 	}
 	if s.staleMax == 0 {
 		s.staleMax = DefaultStaleMax
@@ -208,6 +219,8 @@ func (s *Store) start(ctx context.Context, listen func(context.Context)) {
 	s.followed.Go(func() { s.follow(ctx) })
 	s.followed.Go(func() { s.rehashSecrets(ctx) })
 	s.followed.Go(func() { s.recordUses(ctx) })
+	s.followed.Go(func() { s.recordUsage(ctx) })
+	s.followed.Go(func() { s.keepUsage(ctx) })
 }
 
 // abandon takes back what Open has begun.
@@ -337,6 +350,9 @@ type Health struct {
 	PutBack int64
 	// DroppedUses counts the last uses that found no place while Postgres was away.
 	DroppedUses int64
+	// CountedUsage, StoredUsage and DroppedUsage are in decisions: what was counted and is
+	// neither stored nor dropped waits to be written.
+	CountedUsage, StoredUsage, DroppedUsage int64
 }
 
 // Health returns the store's health as of now; it asks nobody.
@@ -345,7 +361,10 @@ func (s *Store) Health() Health {
 	h := Health{
 		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
 		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), DroppedUses: s.uses.dropped.Load(),
+		// In this order: what is told is never more than what was counted.
+		StoredUsage: s.usage.stored.Load(), DroppedUsage: s.usage.dropped.Load(),
 	}
+	h.CountedUsage = s.usage.counted()
 	h.CachedKeys, h.CachedKeyBytes = s.keys.size()
 	h.ContactAge = s.clock.elapsed() - time.Duration(max(s.contact.Load(), 0))
 	return h

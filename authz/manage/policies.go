@@ -35,6 +35,11 @@ type Policies interface {
 	TryFiles(ctx context.Context, files map[string]string, against []byte, accept []string) (*authz.PolicyReport, []byte, error)
 	// TryArchive is TryFiles for a policy that was kept; alone tries it by itself.
 	TryArchive(ctx context.Context, archive, against []byte, accept []string, alone bool) (*authz.PolicyReport, error)
+	// Replay asks the policy in force here and another one, given by its files or its archive
+	// (neither is the built-in one), about recorded requests. told hears how many were asked
+	// about. One that does not load is a *authz.PolicyRefusedError; any other error is of a
+	// replay that could not be made.
+	Replay(ctx context.Context, files map[string]string, archive []byte, traffic authz.Traffic, told func(int64)) (*authz.PolicyDiff, error)
 	// State tells which policy is in force here.
 	State() authz.PolicyState
 	// BuiltIn is the revision of the policy that the program is built with.

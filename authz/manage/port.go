@@ -111,6 +111,11 @@ type Reader interface {
 	// PolicyArchive returns a policy that was activated, whole.
 	PolicyArchive(ctx context.Context, t Tenant, policyRevision string) ([]byte, error)
 
+	// Recorded hands out the requests that policy was asked about, those of one key together;
+	// RecordedRequests is how many there are.
+	Recorded(ctx context.Context, t Tenant, f RecordedFilter, each func(authz.Recorded) error) error
+	RecordedRequests(ctx context.Context, t Tenant, f RecordedFilter) (int64, error)
+
 	// AuditEvents lists one chain; the platform's (zero) is within Everyone alone.
 	AuditEvents(ctx context.Context, t Tenant, chain authz.OrganizationID, f AuditFilter) ([]AuditEvent, error)
 	// AuditChains lists the organizations within that have a chain, each with its

@@ -32,10 +32,8 @@ func (a Analysis) Deterministic() bool { return len(a.Nondeterministic) == 0 }
 func (s *Snapshot) Analyze() []Analysis {
 	all := make([]Analysis, 0, 2)
 	for _, entrypoint := range []string{checkEntrypoint, adminEntrypoint} {
-		w := &walk{s: s, seen: map[*ast.Rule]bool{}, builtins: map[string]bool{}, reads: map[string]ast.Ref{}, data: map[string]ast.Ref{}}
-		for _, rule := range s.compiler.GetRulesExact(ast.MustParseRef(entrypoint)) {
-			w.rule(rule)
-		}
+		w := newWalk(s)
+		w.entrypoint(entrypoint)
 		a := Analysis{
 			Entrypoint: entrypoint, Rules: len(w.seen), Builtins: slices.Sorted(maps.Keys(w.builtins)), Nondeterministic: []string{},
 			Reads: widest(w.reads), Data: widest(w.data),
@@ -58,11 +56,35 @@ type walk struct {
 	reads, data map[string]ast.Ref
 }
 
+func newWalk(s *Snapshot) *walk {
+	return &walk{s: s, seen: map[*ast.Rule]bool{}, builtins: map[string]bool{}, reads: map[string]ast.Ref{}, data: map[string]ast.Ref{}}
+}
+
+// entrypoint walks all that an entry point reaches.
+func (w *walk) entrypoint(name string) {
+	for _, rule := range w.s.compiler.GetRulesExact(ast.MustParseRef(name)) {
+		w.rule(rule)
+	}
+}
+
 func (w *walk) rule(rule *ast.Rule) {
 	if w.seen[rule] {
 		return
 	}
 	w.seen[rule] = true
+	w.look(rule)
+	if rule.Else != nil { // a rule of its own to the graph, to which nothing there leads
+		w.rule(rule.Else)
+	}
+	for dependency := range w.s.compiler.Graph.Dependencies(rule) {
+		if next, ok := dependency.(*ast.Rule); ok {
+			w.rule(next)
+		}
+	}
+}
+
+// look notes what one rule looks at by itself.
+func (w *walk) look(rule *ast.Rule) {
 	ast.WalkTerms(rule, func(t *ast.Term) bool {
 		if t.Equal(ast.InputRootDocument) {
 			w.reads["input"] = ast.InputRootRef // all of it
@@ -91,11 +113,6 @@ func (w *walk) rule(rule *ast.Rule) {
 		}
 		return false
 	})
-	for dependency := range w.s.compiler.Graph.Dependencies(rule) {
-		if next, ok := dependency.(*ast.Rule); ok {
-			w.rule(next)
-		}
-	}
 }
 
 // term looks at a term inside of a reference into the input.

@@ -198,6 +198,10 @@ type trialMessage struct {
 	AcceptRemoved     []string
 	CoverageFloor     float64
 	Timeout           time.Duration
+	// Replay tells that recorded requests come next, and are asked about; BuiltIn is for
+	// replays alone.
+	Replay  bool
+	BuiltIn []byte
 }
 
 // Try tries a policy. The error is of a trial that could not be made; what is wrong with
@@ -217,22 +221,16 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write a trial: %w", err)
 	}
-	select {
-	case g.places <- struct{}{}:
-		defer func() { <-g.places }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("try a policy: %w", context.Cause(ctx))
+	release, err := g.place(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer release()
 	started := time.Now()
 	limited, cancel := context.WithTimeoutCause(ctx, g.timeout+gateGrace, errGateTimeout)
 	defer cancel()
-	var said, complained bounded
-	cmd := exec.CommandContext(limited, g.command[0], g.command[1:]...) //nolint:gosec // our own program
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(raw), &said, &complained
-	// Nothing of the service's own: a policy could not read it, and nobody has to believe that.
-	cmd.Env = []string{"GOTRACEBACK=none", "GOMEMLIMIT=1GiB"}
-	cmd.SysProcAttr = apart()
-	cmd.WaitDelay = time.Second
+	cmd, said, complained := g.process(limited)
+	cmd.Stdin = bytes.NewReader(raw)
 	err = cmd.Run()
 	var report authz.PolicyReport
 	switch {
@@ -258,6 +256,28 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	}
 	report.Problems = []authz.PolicyProblem{{Stage: authz.StageProcess, Message: why}}
 	return &report, nil
+}
+
+// place waits for its turn among the processes; release gives it to the next one.
+func (g *Gate) place(ctx context.Context) (release func(), err error) {
+	select {
+	case g.places <- struct{}{}:
+		return func() { <-g.places }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("try a policy: %w", context.Cause(ctx))
+	}
+}
+
+// process is one that calls ServeGate, not started yet; it ends with ctx.
+func (g *Gate) process(ctx context.Context) (cmd *exec.Cmd, said, complained *bounded) {
+	said, complained = &bounded{}, &bounded{}
+	cmd = exec.CommandContext(ctx, g.command[0], g.command[1:]...) //nolint:gosec // our own program
+	cmd.Stdout, cmd.Stderr = said, complained
+	// Nothing of the service's own: a policy could not read it, and nobody has to believe that.
+	cmd.Env = []string{"GOTRACEBACK=none", "GOMEMLIMIT=1GiB"}
+	cmd.SysProcAttr = apart()
+	cmd.WaitDelay = time.Second
+	return cmd, said, complained
 }
 
 var errGateTimeout = errors.New("trying the policy took too long")
@@ -286,8 +306,12 @@ func ServeGate(ctx context.Context, in io.Reader, out io.Writer) error {
 		return err
 	}
 	var message trialMessage
-	if err := json.NewDecoder(in).Decode(&message); err != nil {
+	decoder := json.NewDecoder(in)
+	if err := decoder.Decode(&message); err != nil {
 		return fmt.Errorf("read a trial: %w", err)
+	}
+	if message.Replay {
+		return serveReplay(ctx, message, io.MultiReader(decoder.Buffered(), in), out)
 	}
 	t := Trial{AcceptRemoved: message.AcceptRemoved, CoverageFloor: message.CoverageFloor, where: new(whereabouts)}
 	var err error
@@ -303,6 +327,10 @@ func ServeGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	done := make(chan *authz.PolicyReport, 1)
 	go func() { done <- t.Try(ctx) }()
 	report := watchTrial(t, message.Timeout, done)
+	return writeReport(out, report)
+}
+
+func writeReport(out io.Writer, report any) error {
 	if err := json.NewEncoder(out).Encode(report); err != nil {
 		return fmt.Errorf("write a report: %w", err)
 	}

@@ -110,6 +110,27 @@ func (k *Keeper) TryArchive(ctx context.Context, archive, against []byte, accept
 	return k.gate.Try(ctx, t)
 }
 
+// Replay asks the policy in force and another one about recorded requests: see Gate.Replay.
+// The other one is given by its files or its archive; neither is the built-in one.
+func (k *Keeper) Replay(
+	ctx context.Context, files map[string]string, archive []byte, traffic authz.Traffic, told func(int64),
+) (*authz.PolicyDiff, error) {
+	active := k.active.Load()
+	if active == nil {
+		return nil, authz.Unavailable("there is no policy in force yet; try again", nil)
+	}
+	candidate, err := k.sourceOf(archive)
+	if files != nil {
+		if candidate, err = SourceOf(files); err != nil {
+			return nil, &authz.PolicyRefusedError{Report: Unreadable(err)}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.gate.Replay(ctx, Replay{Active: active, Candidate: candidate, BuiltIn: k.builtIn, Traffic: traffic, Told: told})
+}
+
 // sourceOf is a policy's archive, or the built-in policy.
 func (k *Keeper) sourceOf(archive []byte) (*Source, error) {
 	if archive == nil {

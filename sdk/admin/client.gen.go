@@ -207,6 +207,30 @@ func (e Permission) Valid() bool {
 	}
 }
 
+// Defines values for PolicyDifferenceKind.
+const (
+	AllowToDeny  PolicyDifferenceKind = "allow_to_deny"
+	DenyToAllow  PolicyDifferenceKind = "deny_to_allow"
+	OtherLimits  PolicyDifferenceKind = "limits"
+	OtherReasons PolicyDifferenceKind = "reasons"
+)
+
+// Valid indicates whether the value is a known member of the PolicyDifferenceKind enum.
+func (e PolicyDifferenceKind) Valid() bool {
+	switch e {
+	case AllowToDeny:
+		return true
+	case DenyToAllow:
+		return true
+	case OtherLimits:
+		return true
+	case OtherReasons:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PolicyOrigin.
 const (
 	OriginBuiltIn   PolicyOrigin = "built-in"
@@ -854,6 +878,18 @@ type PolicyActivationList struct {
 	NextCursor *string            `json:"next_cursor"`
 }
 
+// PolicyAnswer defines model for PolicyAnswer.
+type PolicyAnswer struct {
+	Allow         bool          `json:"allow"`
+	Code          string        `json:"code"`
+	Limits        []PolicyLimit `json:"limits"`
+	MissingScopes []string      `json:"missing_scopes"`
+	Reasons       []string      `json:"reasons"`
+
+	// Status The HTTP status for the end client.
+	Status int `json:"status"`
+}
+
 // PolicyChange defines model for PolicyChange.
 type PolicyChange struct {
 	Activation PolicyActivation `json:"activation"`
@@ -866,6 +902,105 @@ type PolicyChange struct {
 	Report *PolicyReport `json:"report"`
 }
 
+// PolicyDiff defines model for PolicyDiff.
+type PolicyDiff struct {
+	// Active The policy in force.
+	Active string `json:"active"`
+
+	// Approximate Requests that may come out otherwise, because not all that a policy looks at was recorded.
+	Approximate        int64           `json:"approximate"`
+	ApproximateReasons []PolicyProblem `json:"approximate_reasons"`
+
+	// Candidate The other one.
+	Candidate string `json:"candidate"`
+
+	// Differences The gravest kinds first, of a kind the most frequent ones.
+	Differences []PolicyDifference `json:"differences"`
+
+	// Exact The same requests would be decided as told here.
+	Exact bool `json:"exact"`
+
+	// Questions How many different ones: what neither policy can tell apart is asked once.
+	Questions int `json:"questions"`
+
+	// Requests How many were asked about.
+	Requests int64     `json:"requests"`
+	Seconds  float64   `json:"seconds"`
+	Since    time.Time `json:"since"`
+	Skipped  struct {
+		// Collapsed Requests of so many kinds that theirs were not kept.
+		Collapsed int64 `json:"collapsed"`
+
+		// Gone Requests of keys and callers that policy is not asked about any more.
+		Gone int64 `json:"gone"`
+	} `json:"skipped"`
+
+	// Totals Requests by the kind of difference.
+	Totals struct {
+		AllowToDeny int64 `json:"allow_to_deny"`
+		DenyToAllow int64 `json:"deny_to_allow"`
+		Limits      int64 `json:"limits"`
+		Reasons     int64 `json:"reasons"`
+	} `json:"totals"`
+
+	// Unlisted How many more differences there are.
+	Unlisted int64     `json:"unlisted"`
+	Until    time.Time `json:"until"`
+}
+
+// PolicyDiffLine A line of the streamed answer. The last one has diff or problem, the others progress.
+type PolicyDiffLine struct {
+	Diff     *PolicyDiff `json:"diff,omitempty"`
+	Problem  *Problem    `json:"problem,omitempty"`
+	Progress *struct {
+		Asked    int64 `json:"asked"`
+		Requests int64 `json:"requests"`
+	} `json:"progress,omitempty"`
+}
+
+// PolicyDiffRequest files, or the revision of a policy that was activated before, and what to ask it about.
+type PolicyDiffRequest struct {
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files *PolicyFiles `json:"files,omitempty"`
+
+	// OrganizationID Requests of this organization alone.
+	OrganizationID *string         `json:"organization_id,omitempty"`
+	Revision       *PolicyRevision `json:"revision,omitempty"`
+
+	// Since Requests are recorded by the hour; default 7 days before until.
+	Since *time.Time `json:"since,omitempty"`
+
+	// Until Default now.
+	Until *time.Time `json:"until,omitempty"`
+}
+
+// PolicyDifference defines model for PolicyDifference.
+type PolicyDifference struct {
+	Action string       `json:"action"`
+	After  PolicyAnswer `json:"after"`
+
+	// Approximate How many of them may come out otherwise.
+	Approximate int64        `json:"approximate"`
+	Before      PolicyAnswer `json:"before"`
+
+	// KeyID null for differences of several.
+	KeyID   *string              `json:"key_id"`
+	KeyName *string              `json:"key_name"`
+	Kind    PolicyDifferenceKind `json:"kind"`
+	Method  string               `json:"method"`
+
+	// OrganizationID null for differences of several.
+	OrganizationID   *string `json:"organization_id"`
+	OrganizationName *string `json:"organization_name"`
+
+	// Path The route's template, or the path with _ for what is not recorded.
+	Path     string `json:"path"`
+	Requests int64  `json:"requests"`
+}
+
+// PolicyDifferenceKind defines model for PolicyDifference.Kind.
+type PolicyDifferenceKind string
+
 // PolicyFiles The policy's .rego and data.yaml files by their slash-separated paths.
 type PolicyFiles map[string]string
 
@@ -874,6 +1009,15 @@ type PolicyGap struct {
 	File string `json:"file"`
 	From int    `json:"from"`
 	To   int    `json:"to"`
+}
+
+// PolicyLimit defines model for PolicyLimit.
+type PolicyLimit struct {
+	Burst         int    `json:"burst"`
+	Cost          int    `json:"cost"`
+	Name          string `json:"name"`
+	PeriodSeconds int    `json:"period_seconds"`
+	Rate          int    `json:"rate"`
 }
 
 // PolicyNote What is said about it; for the history.
@@ -1457,6 +1601,9 @@ type RotateOrganizationKeyJSONRequestBody = KeyRotate
 // ActivatePolicyJSONRequestBody defines body for ActivatePolicy for application/json ContentType.
 type ActivatePolicyJSONRequestBody = PolicyActivate
 
+// DiffPolicyJSONRequestBody defines body for DiffPolicy for application/json ContentType.
+type DiffPolicyJSONRequestBody = PolicyDiffRequest
+
 // RollBackPolicyJSONRequestBody defines body for RollBackPolicy for application/json ContentType.
 type RollBackPolicyJSONRequestBody = PolicyRollback
 
@@ -1855,6 +2002,28 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
 	ActivatePolicy(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DiffPolicyWithBody Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+	//
+	// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+	// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+	// one with what came of it.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+	DiffPolicyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DiffPolicy Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+	//
+	// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+	// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+	// one with what came of it.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+	DiffPolicy(ctx context.Context, body DiffPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListPolicyHistory List how policies came into force, newest first (platform admins)
 	//
@@ -2695,6 +2864,48 @@ func (c *endpoints) ActivatePolicyWithBody(ctx context.Context, params *Activate
 // Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
 func (c *endpoints) ActivatePolicy(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewActivatePolicyRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DiffPolicyWithBody Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+//
+// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+// one with what came of it.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+func (c *endpoints) DiffPolicyWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDiffPolicyRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DiffPolicy Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+//
+// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+// one with what came of it.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+func (c *endpoints) DiffPolicy(ctx context.Context, body DiffPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDiffPolicyRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5418,6 +5629,46 @@ func NewActivatePolicyRequestWithBody(server string, params *ActivatePolicyParam
 	return req, nil
 }
 
+// NewDiffPolicyRequest calls the generic DiffPolicy builder with application/json body
+func NewDiffPolicyRequest(server string, body DiffPolicyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDiffPolicyRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewDiffPolicyRequestWithBody constructs an http.Request for the DiffPolicy method, with any body, and a specified content type
+func NewDiffPolicyRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/diff")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListPolicyHistoryRequest constructs an http.Request for the ListPolicyHistory method
 func NewListPolicyHistoryRequest(server string, params *ListPolicyHistoryParams) (*http.Request, error) {
 	var err error
@@ -6060,6 +6311,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
 	ActivatePolicyWithResponse(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*ActivatePolicyResponse, error)
+
+	// DiffPolicyWithBodyWithResponse Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+	//
+	// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+	// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+	// one with what came of it.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+	DiffPolicyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DiffPolicyResponse, error)
+
+	// DiffPolicyWithResponse Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+	//
+	// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+	// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+	// one with what came of it.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+	DiffPolicyWithResponse(ctx context.Context, body DiffPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*DiffPolicyResponse, error)
 
 	// ListPolicyHistoryWithResponse List how policies came into force, newest first (platform admins)
 	//
@@ -7833,6 +8106,54 @@ func (r ActivatePolicyResponse) ContentType() string {
 	return ""
 }
 
+type DiffPolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyDiff
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DiffPolicyResponse) GetJSON200() *PolicyDiff {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DiffPolicyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DiffPolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DiffPolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DiffPolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DiffPolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListPolicyHistoryResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -8716,6 +9037,40 @@ func (c *ClientWithResponses) ActivatePolicyWithResponse(ctx context.Context, pa
 		return nil, err
 	}
 	return ParseActivatePolicyResponse(rsp)
+}
+
+// DiffPolicyWithBodyWithResponse Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+//
+// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+// one with what came of it.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+func (c *ClientWithResponses) DiffPolicyWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DiffPolicyResponse, error) {
+	rsp, err := c.DiffPolicyWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDiffPolicyResponse(rsp)
+}
+
+// DiffPolicyWithResponse Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+//
+// Both policies are asked about each kind of request, with keys and callers as they are now; limits are compared, not
+// counted. Nothing changes. With Accept: application/x-ndjson the answer is lines that tell how far it is, and a last
+// one with what came of it.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/diff (the `DiffPolicy` operationId).
+func (c *ClientWithResponses) DiffPolicyWithResponse(ctx context.Context, body DiffPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*DiffPolicyResponse, error) {
+	rsp, err := c.DiffPolicy(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDiffPolicyResponse(rsp)
 }
 
 // ListPolicyHistoryWithResponse List how policies came into force, newest first (platform admins)
@@ -10087,6 +10442,42 @@ func ParseActivatePolicyResponse(rsp *http.Response) (*ActivatePolicyResponse, e
 			return nil, err
 		}
 		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDiffPolicyResponse parses an HTTP response from a DiffPolicyWithResponse call
+func ParseDiffPolicyResponse(rsp *http.Response) (*DiffPolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DiffPolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyDiff
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (application/x-ndjson) unsupported
 
 	}
 

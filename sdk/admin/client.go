@@ -38,6 +38,8 @@ type Client struct {
 	base string
 	api  *endpoints
 	http *http.Client
+	// sender is below api.
+	sender *sender
 }
 
 // Option changes how a [Client] reaches the service.
@@ -102,13 +104,12 @@ func New(baseURL, token string, opts ...Option) (*Client, error) {
 		// A redirect could carry the token to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	api, err := NewClient(base, WithHTTPClient(&sender{
-		http: client, timeout: s.timeout, admin: &credential{token: token, authorization: "Bearer " + token},
-	}))
+	below := &sender{http: client, timeout: s.timeout, admin: &credential{token: token, authorization: "Bearer " + token}}
+	api, err := NewClient(base, WithHTTPClient(below))
 	if err != nil {
 		return nil, fmt.Errorf("keystile: %w", err)
 	}
-	return &Client{base: base, api: api, http: client}, nil
+	return &Client{base: base, api: api, http: client, sender: below}, nil
 }
 
 // checkURL has the check client judge, so that there is one rule for both.

@@ -34,6 +34,13 @@ func (p *progress) add(n int) {
 	}
 }
 
+// of tells the total once it is known.
+func (p *progress) of(total int64) {
+	if p.bar != nil {
+		p.bar.ChangeMax64(total)
+	}
+}
+
 // clear makes room for a line; the bar comes back with the next step.
 func (p *progress) clear() {
 	if p.bar != nil {

@@ -207,6 +207,30 @@ func (e Permission) Valid() bool {
 	}
 }
 
+// Defines values for PolicyDifferenceKind.
+const (
+	AllowToDeny  PolicyDifferenceKind = "allow_to_deny"
+	DenyToAllow  PolicyDifferenceKind = "deny_to_allow"
+	OtherLimits  PolicyDifferenceKind = "limits"
+	OtherReasons PolicyDifferenceKind = "reasons"
+)
+
+// Valid indicates whether the value is a known member of the PolicyDifferenceKind enum.
+func (e PolicyDifferenceKind) Valid() bool {
+	switch e {
+	case AllowToDeny:
+		return true
+	case DenyToAllow:
+		return true
+	case OtherLimits:
+		return true
+	case OtherReasons:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PolicyOrigin.
 const (
 	OriginBuiltIn   PolicyOrigin = "built-in"
@@ -854,6 +878,18 @@ type PolicyActivationList struct {
 	NextCursor *string            `json:"next_cursor"`
 }
 
+// PolicyAnswer defines model for PolicyAnswer.
+type PolicyAnswer struct {
+	Allow         bool          `json:"allow"`
+	Code          string        `json:"code"`
+	Limits        []PolicyLimit `json:"limits"`
+	MissingScopes []string      `json:"missing_scopes"`
+	Reasons       []string      `json:"reasons"`
+
+	// Status The HTTP status for the end client.
+	Status int `json:"status"`
+}
+
 // PolicyChange defines model for PolicyChange.
 type PolicyChange struct {
 	Activation PolicyActivation `json:"activation"`
@@ -866,6 +902,105 @@ type PolicyChange struct {
 	Report *PolicyReport `json:"report"`
 }
 
+// PolicyDiff defines model for PolicyDiff.
+type PolicyDiff struct {
+	// Active The policy in force.
+	Active string `json:"active"`
+
+	// Approximate Requests that may come out otherwise, because not all that a policy looks at was recorded.
+	Approximate        int64           `json:"approximate"`
+	ApproximateReasons []PolicyProblem `json:"approximate_reasons"`
+
+	// Candidate The other one.
+	Candidate string `json:"candidate"`
+
+	// Differences The gravest kinds first, of a kind the most frequent ones.
+	Differences []PolicyDifference `json:"differences"`
+
+	// Exact The same requests would be decided as told here.
+	Exact bool `json:"exact"`
+
+	// Questions How many different ones: what neither policy can tell apart is asked once.
+	Questions int `json:"questions"`
+
+	// Requests How many were asked about.
+	Requests int64     `json:"requests"`
+	Seconds  float64   `json:"seconds"`
+	Since    time.Time `json:"since"`
+	Skipped  struct {
+		// Collapsed Requests of so many kinds that theirs were not kept.
+		Collapsed int64 `json:"collapsed"`
+
+		// Gone Requests of keys and callers that policy is not asked about any more.
+		Gone int64 `json:"gone"`
+	} `json:"skipped"`
+
+	// Totals Requests by the kind of difference.
+	Totals struct {
+		AllowToDeny int64 `json:"allow_to_deny"`
+		DenyToAllow int64 `json:"deny_to_allow"`
+		Limits      int64 `json:"limits"`
+		Reasons     int64 `json:"reasons"`
+	} `json:"totals"`
+
+	// Unlisted How many more differences there are.
+	Unlisted int64     `json:"unlisted"`
+	Until    time.Time `json:"until"`
+}
+
+// PolicyDiffLine A line of the streamed answer. The last one has diff or problem, the others progress.
+type PolicyDiffLine struct {
+	Diff     *PolicyDiff `json:"diff,omitempty"`
+	Problem  *Problem    `json:"problem,omitempty"`
+	Progress *struct {
+		Asked    int64 `json:"asked"`
+		Requests int64 `json:"requests"`
+	} `json:"progress,omitempty"`
+}
+
+// PolicyDiffRequest files, or the revision of a policy that was activated before, and what to ask it about.
+type PolicyDiffRequest struct {
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files *PolicyFiles `json:"files,omitempty"`
+
+	// OrganizationID Requests of this organization alone.
+	OrganizationID *string         `json:"organization_id,omitempty"`
+	Revision       *PolicyRevision `json:"revision,omitempty"`
+
+	// Since Requests are recorded by the hour; default 7 days before until.
+	Since *time.Time `json:"since,omitempty"`
+
+	// Until Default now.
+	Until *time.Time `json:"until,omitempty"`
+}
+
+// PolicyDifference defines model for PolicyDifference.
+type PolicyDifference struct {
+	Action string       `json:"action"`
+	After  PolicyAnswer `json:"after"`
+
+	// Approximate How many of them may come out otherwise.
+	Approximate int64        `json:"approximate"`
+	Before      PolicyAnswer `json:"before"`
+
+	// KeyID null for differences of several.
+	KeyID   *string              `json:"key_id"`
+	KeyName *string              `json:"key_name"`
+	Kind    PolicyDifferenceKind `json:"kind"`
+	Method  string               `json:"method"`
+
+	// OrganizationID null for differences of several.
+	OrganizationID   *string `json:"organization_id"`
+	OrganizationName *string `json:"organization_name"`
+
+	// Path The route's template, or the path with _ for what is not recorded.
+	Path     string `json:"path"`
+	Requests int64  `json:"requests"`
+}
+
+// PolicyDifferenceKind defines model for PolicyDifference.Kind.
+type PolicyDifferenceKind string
+
 // PolicyFiles The policy's .rego and data.yaml files by their slash-separated paths.
 type PolicyFiles map[string]string
 
@@ -874,6 +1009,15 @@ type PolicyGap struct {
 	File string `json:"file"`
 	From int    `json:"from"`
 	To   int    `json:"to"`
+}
+
+// PolicyLimit defines model for PolicyLimit.
+type PolicyLimit struct {
+	Burst         int    `json:"burst"`
+	Cost          int    `json:"cost"`
+	Name          string `json:"name"`
+	PeriodSeconds int    `json:"period_seconds"`
+	Rate          int    `json:"rate"`
 }
 
 // PolicyNote What is said about it; for the history.
@@ -1457,6 +1601,9 @@ type RotateOrganizationKeyJSONRequestBody = KeyRotate
 // ActivatePolicyJSONRequestBody defines body for ActivatePolicy for application/json ContentType.
 type ActivatePolicyJSONRequestBody = PolicyActivate
 
+// DiffPolicyJSONRequestBody defines body for DiffPolicy for application/json ContentType.
+type DiffPolicyJSONRequestBody = PolicyDiffRequest
+
 // RollBackPolicyJSONRequestBody defines body for RollBackPolicy for application/json ContentType.
 type RollBackPolicyJSONRequestBody = PolicyRollback
 
@@ -1567,6 +1714,9 @@ type ServerInterface interface {
 	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
 	// (POST /v1/policy/activate)
 	ActivatePolicy(c *gin.Context, params ActivatePolicyParams)
+	// DiffPolicy Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+	// (POST /v1/policy/diff)
+	DiffPolicy(c *gin.Context)
 	// ListPolicyHistory List how policies came into force, newest first (platform admins)
 	// (GET /v1/policy/history)
 	ListPolicyHistory(c *gin.Context, params ListPolicyHistoryParams)
@@ -3304,6 +3454,19 @@ func (siw *ServerInterfaceWrapper) ActivatePolicy(c *gin.Context) {
 	siw.Handler.ActivatePolicy(c, params)
 }
 
+// DiffPolicy operation middleware
+func (siw *ServerInterfaceWrapper) DiffPolicy(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DiffPolicy(c)
+}
+
 // ListPolicyHistory operation middleware
 func (siw *ServerInterfaceWrapper) ListPolicyHistory(c *gin.Context) {
 
@@ -3490,6 +3653,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/v1/policy/history", wrapper.ListPolicyHistory)
 	router.POST(options.BaseURL+"/v1/policy/test", wrapper.TestPolicy)
 	router.POST(options.BaseURL+"/v1/policy/activate", wrapper.ActivatePolicy)
+	router.POST(options.BaseURL+"/v1/policy/diff", wrapper.DiffPolicy)
 	router.POST(options.BaseURL+"/v1/policy/rollback", wrapper.RollBackPolicy)
 	router.GET(options.BaseURL+"/v1/replicas", wrapper.ListReplicas)
 }
@@ -4982,6 +5146,88 @@ func (response ActivatePolicydefaultApplicationProblemPlusJSONResponse) VisitAct
 	return err
 }
 
+type DiffPolicyRequestObject struct {
+	Body *DiffPolicyJSONRequestBody
+}
+
+type DiffPolicyResponseObject interface {
+	VisitDiffPolicyResponse(w http.ResponseWriter) error
+}
+
+type DiffPolicy200JSONResponse PolicyDiff
+
+func (response DiffPolicy200JSONResponse) VisitDiffPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DiffPolicy200ApplicationXNdjsonResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response DiffPolicy200ApplicationXNdjsonResponse) VisitDiffPolicyResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type DiffPolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DiffPolicydefaultApplicationProblemPlusJSONResponse) VisitDiffPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListPolicyHistoryRequestObject struct {
 	Params ListPolicyHistoryParams
 }
@@ -5280,6 +5526,9 @@ type StrictServerInterface interface {
 	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
 	// (POST /v1/policy/activate)
 	ActivatePolicy(ctx context.Context, request ActivatePolicyRequestObject) (ActivatePolicyResponseObject, error)
+	// DiffPolicy Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
+	// (POST /v1/policy/diff)
+	DiffPolicy(ctx context.Context, request DiffPolicyRequestObject) (DiffPolicyResponseObject, error)
 	// ListPolicyHistory List how policies came into force, newest first (platform admins)
 	// (GET /v1/policy/history)
 	ListPolicyHistory(ctx context.Context, request ListPolicyHistoryRequestObject) (ListPolicyHistoryResponseObject, error)
@@ -6509,6 +6758,48 @@ func (sh *strictHandler) ActivatePolicy(ctx *gin.Context, params ActivatePolicyP
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ActivatePolicyResponseObject); ok {
 		if err := validResponse.VisitActivatePolicyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DiffPolicy operation middleware
+func (sh *strictHandler) DiffPolicy(ctx *gin.Context) {
+	var request DiffPolicyRequestObject
+
+	var body DiffPolicyJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DiffPolicy(ctx, request.(DiffPolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DiffPolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DiffPolicyResponseObject); ok {
+		if err := validResponse.VisitDiffPolicyResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -95,7 +95,7 @@ func badCallers() []badRow {
 
 // dropRules takes every CHECK and every NOT NULL from the tables that checks read.
 const dropRules = `DO $$ DECLARE r record; BEGIN
-	FOR r IN SELECT conrelid::regclass AS t, conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace LOOP
+	FOR r IN SELECT conrelid::regclass AS t, conname FROM pg_constraint WHERE contype = 'c' AND coninhcount = 0 AND connamespace = 'public'::regnamespace LOOP
 		EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', r.t, r.conname);
 	END LOOP;
 	FOR r IN SELECT a.attrelid::regclass AS t, a.attname FROM pg_attribute a

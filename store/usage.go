@@ -1,0 +1,217 @@
+package store
+
+import (
+	"hash/maphash"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+const (
+	// usageShards bounds how many checks count at a time without waiting for each other.
+	usageShards = 64
+	// maxUsageCounts bounds what is counted apart, while Postgres is away also in many
+	// hours: about 500 B each.
+	maxUsageCounts = 100_000
+	// usageIdle is after how many times that it was written, and had counted nothing, a
+	// count is forgotten.
+	usageIdle = 30
+	// maxUnmatchedShapes bounds the shapes of an organization in a day whose paths or
+	// actions clients made up, and maxUnmatched those of all organizations; the rest is
+	// counted together.
+	maxUnmatchedShapes = 1000
+	maxUnmatched       = 50_000
+)
+
+var _ authz.UsageCounter = (*Store)(nil)
+
+// usageKey is what is counted apart.
+type usageKey struct {
+	// hour is in hours since 1970.
+	hour         int64
+	organization authz.OrganizationID
+	key          authz.KeyID
+	secret       authz.SecretID
+	caller       authz.CallerID
+	shape        authz.Shape
+	// scopes are those that the request needed, with spaces between.
+	scopes string
+	code   authz.Code
+}
+
+// usageCount is how often since it was last written, and how many times that was not at all.
+type usageCount struct{ n, idle int64 }
+
+// usage counts decisions in memory until they are written. Safe for concurrent use.
+type usage struct {
+	seed   maphash.Seed
+	shards [usageShards]usageShard
+	// size is how many counts there are in all shards.
+	size      atomic.Int64
+	unmatched unmatched
+
+	// stored and dropped are in decisions. What was counted and is neither waits.
+	stored, dropped atomic.Int64
+}
+
+type usageShard struct {
+	mu     sync.Mutex
+	counts map[usageKey]*usageCount
+	// counted is how many decisions there were.
+	counted int64
+	// A line of a processor's cache holds no two locks.
+	_ [64]byte
+}
+
+func newUsage() *usage {
+	u := &usage{seed: maphash.MakeSeed()}
+	for i := range u.shards {
+		u.shards[i].counts = make(map[usageKey]*usageCount)
+	}
+	return u
+}
+
+// Count implements authz.UsageCounter. For what was counted before, lately, it allocates nothing.
+func (s *Store) Count(q *authz.Check, d *authz.Decision, at time.Time) {
+	k := usageKey{hour: at.Unix() / 3600, shape: d.Shape(q), code: d.Code}
+	if q.Caller != nil {
+		k.caller = q.Caller.ID
+	}
+	if d.Key != nil && d.Key.Organization != nil {
+		k.key, k.organization = d.Key.ID, d.Key.Organization.ID
+	}
+	if d.Secret != nil {
+		k.secret = d.Secret.ID
+	}
+	switch len(d.Required) {
+	case 0:
+	case 1:
+		k.scopes = string(d.Required[0])
+	default:
+		k.scopes = strings.Join(texts(d.Required), " ")
+	}
+	s.usage.add(&k)
+}
+
+// usageSpot is what spreads counts over shards: one key's are together.
+type usageSpot struct {
+	key    authz.KeyID
+	caller authz.CallerID
+}
+
+func (u *usage) add(k *usageKey) {
+	shard := &u.shards[maphash.Comparable(u.seed, usageSpot{k.key, k.caller})%usageShards]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	shard.counted++
+	if c := shard.counts[*k]; c != nil {
+		c.n++
+		return
+	}
+	u.addNew(shard, *k)
+}
+
+// addNew counts what has no count yet. What there is no room for is counted with less
+// detail, or else dropped, and that is told.
+func (u *usage) addNew(shard *usageShard, k usageKey) {
+	if u.size.Load() >= maxUsageCounts || k.shape.Unmatched() && !u.unmatched.holds(k.organization, k.hour/24, k.shape) {
+		k.shape, k.scopes = authz.CollapsedShape(), ""
+		if c := shard.counts[k]; c != nil {
+			c.n++
+			return
+		}
+	}
+	if u.size.Load() >= maxUsageCounts+usageReserve {
+		u.dropped.Add(1)
+		return
+	}
+	u.size.Add(1)
+	// The request's texts are parts of its body, which must not be kept.
+	for _, text := range []*string{
+		&k.shape.Method, &k.shape.Path, &k.shape.Route, &k.shape.Action, &k.shape.ResourceType, &k.scopes,
+		(*string)(&k.shape.Environment),
+	} {
+		*text = strings.Clone(*text)
+	}
+	shard.counts[k] = &usageCount{n: 1}
+}
+
+// usageReserve is room for what is counted with less detail when there is no other.
+const usageReserve = maxUsageCounts / 10
+
+// counted is how many decisions there were in all.
+func (u *usage) counted() int64 {
+	var n int64
+	for i := range u.shards {
+		shard := &u.shards[i]
+		shard.mu.Lock()
+		n += shard.counted
+		shard.mu.Unlock()
+	}
+	return n
+}
+
+// usageRow is a count on its way to Postgres.
+type usageRow struct {
+	usageKey
+
+	n int64
+}
+
+// take returns what was counted since the last time, and counts on from nothing.
+func (u *usage) take() []usageRow {
+	var rows []usageRow
+	for i := range u.shards {
+		shard := &u.shards[i]
+		shard.mu.Lock()
+		for k, c := range shard.counts {
+			if c.n > 0 {
+				rows = append(rows, usageRow{k, c.n})
+				c.n, c.idle = 0, 0
+				continue
+			}
+			if c.idle++; c.idle > usageIdle {
+				delete(shard.counts, k)
+				u.size.Add(-1)
+			}
+		}
+		shard.mu.Unlock()
+	}
+	return rows
+}
+
+// unmatched remembers which made-up shapes of a day have a count. Safe for concurrent use.
+type unmatched struct {
+	mu   sync.Mutex
+	day  int64
+	size int
+	of   map[authz.OrganizationID]map[authz.Shape]struct{}
+}
+
+// holds tells whether a shape is one of those, and makes it one while there is room.
+func (u *unmatched) holds(organization authz.OrganizationID, day int64, shape authz.Shape) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.of == nil || day != u.day {
+		u.day, u.size, u.of = day, 0, make(map[authz.OrganizationID]map[authz.Shape]struct{})
+	}
+	known := u.of[organization]
+	if _, ok := known[shape]; ok {
+		return true
+	}
+	if len(known) >= maxUnmatchedShapes || u.size >= maxUnmatched {
+		return false
+	}
+	if known == nil {
+		known = make(map[authz.Shape]struct{})
+		u.of[organization] = known
+	}
+	shape.Method, shape.Path, shape.Action = strings.Clone(shape.Method), strings.Clone(shape.Path), strings.Clone(shape.Action)
+	shape.ResourceType = strings.Clone(shape.ResourceType)
+	known[shape] = struct{}{}
+	u.size++
+	return true
+}

@@ -1,0 +1,183 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+const (
+	// DefaultUsageRetention is for how long usage is kept.
+	DefaultUsageRetention = 90 * 24 * time.Hour
+	// keepUsageEvery is how often a replica looks after what is kept.
+	keepUsageEvery = time.Hour
+	// batchesKept is for how long a batch may be written again: much longer than a store
+	// waits for an answer, or for Postgres.
+	batchesKept = 24 * time.Hour
+	// unmatchedKept bounds the shapes of an organization and day that are kept once the day
+	// is over, of those whose paths or actions clients made up: the most frequent ones.
+	unmatchedKept = 200
+	// usageLock is an advisory lock: one replica at a time looks after usage, whichever.
+	usageLock int64 = 0x6b73_7573_6167_65
+)
+
+// keepUsage makes room for what comes, and forgets what is old, until ctx ends.
+func (s *Store) keepUsage(ctx context.Context) {
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+			return
+		}
+		wait := keepUsageEvery
+		if !s.admitted.Load() {
+			wait = time.Second
+		} else if err := s.tendUsage(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("usage could not be tidied up; it is tried again", slog.Any("error", err))
+			wait = time.Minute
+		}
+		next.Reset(wait)
+	}
+}
+
+// tendUsage does all of it once, unless another replica is doing it.
+func (s *Store) tendUsage(ctx context.Context) error {
+	now := s.clock.Now().UTC()
+	horizon := now.Add(-s.usageRetention)
+	err := s.tending(ctx, func(tx *sqlx.Tx) error { return tendPartitions(ctx, tx, now, horizon) })
+	if err != nil {
+		return err
+	}
+	return s.tending(ctx, func(tx *sqlx.Tx) error {
+		yesterday := now.Truncate(24*time.Hour).AddDate(0, 0, -1)
+		if err := collapseUnmatched(ctx, tx, yesterday); err != nil {
+			return err
+		}
+		for _, old := range []struct {
+			sql string
+			at  time.Time
+		}{
+			{`DELETE FROM usage_hours WHERE hour < $1`, horizon},
+			{`DELETE FROM usage_shapes WHERE seen_on < $1::date`, horizon.AddDate(0, 0, -2)},
+			{`DELETE FROM usage_batches WHERE written_at < $1`, now.Add(-batchesKept)},
+		} {
+			if _, err := tx.ExecContext(ctx, old.sql, old.at); err != nil {
+				return err //nolint:wrapcheck // tending does
+			}
+		}
+		return nil
+	})
+}
+
+// tending runs one transaction, unless another replica is at it.
+func (s *Store) tending(ctx context.Context, do func(*sqlx.Tx) error) error {
+	tx, err := s.manage.BeginTxx(ctx, nil)
+	if err != nil {
+		return translate("tidy up usage", err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	var mine bool
+	if err = tx.GetContext(ctx, &mine, `SELECT pg_try_advisory_xact_lock($1)`, usageLock); err != nil || !mine {
+		return translate("tidy up usage", err)
+	}
+	if err = do(tx); err == nil {
+		err = tx.Commit()
+	}
+	return translate("tidy up usage", err)
+}
+
+// collapseUnmatched counts the rarer ones of a day's made-up shapes together.
+func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, day time.Time) error {
+	collapsed, err := shapeRecord(authz.CollapsedShape(), "")
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(collapsed)
+	if err != nil {
+		return err //nolint:wrapcheck // tending does
+	}
+	_, err = tx.ExecContext(ctx, `
+		WITH ranked AS (
+			SELECT u.organization_id, u.shape_id,
+				row_number() OVER (PARTITION BY u.organization_id ORDER BY sum(u.requests) DESC, u.shape_id) AS place
+			FROM usage_hours u JOIN usage_shapes s ON s.id = u.shape_id
+			WHERE u.hour >= $1::timestamptz AND u.hour < $1::timestamptz + interval '1 day'
+				AND s.route = '' AND (s.path <> '' OR s.action <> '')
+			GROUP BY u.organization_id, u.shape_id
+		), moved AS (
+			DELETE FROM usage_hours u USING ranked r
+			WHERE u.hour >= $1::timestamptz AND u.hour < $1::timestamptz + interval '1 day'
+				AND u.organization_id = r.organization_id AND u.shape_id = r.shape_id AND r.place > $2
+			RETURNING u.*
+		), shape AS (
+			INSERT INTO usage_shapes AS s
+			SELECT r.*, (clock_timestamp() AT TIME ZONE 'UTC')::date FROM json_to_record($3::json) AS r(`+usageShapeColumns+`)
+			WHERE EXISTS (SELECT FROM moved)
+			ON CONFLICT (id) DO UPDATE SET seen_on = excluded.seen_on
+			RETURNING id
+		)
+		INSERT INTO usage_hours AS u (hour, organization_id, key_id, secret_id, caller_id, shape_id, code, requests)
+		SELECT m.hour, m.organization_id, m.key_id, m.secret_id, m.caller_id, shape.id, m.code, sum(m.requests)
+		FROM moved m, shape
+		GROUP BY m.hour, m.organization_id, m.key_id, m.secret_id, m.caller_id, shape.id, m.code
+		ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`,
+		day, unmatchedKept, string(text))
+	return err //nolint:wrapcheck // tending does
+}
+
+// tendPartitions makes the partitions of this month and the next, and drops those that are
+// older than the horizon. A month that has begun without one stays in the default partition.
+func tendPartitions(ctx context.Context, tx *sqlx.Tx, now, horizon time.Time) error {
+	// Whoever writes usage waits for this lock, and is not to wait long for whoever reads.
+	if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
+		return err //nolint:wrapcheck // tending does
+	}
+	var partitions []string
+	err := tx.SelectContext(ctx, &partitions, `
+		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'usage_hours'::regclass`)
+	if err != nil {
+		return err //nolint:wrapcheck // tending does
+	}
+	month := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
+	for _, from := range []time.Time{month, month.AddDate(0, 1, 0)} {
+		name, to := from.Format(partitionName), from.AddDate(0, 1, 0)
+		if slices.Contains(partitions, name) {
+			continue
+		}
+		var begun bool
+		err := tx.GetContext(ctx, &begun, `SELECT EXISTS (SELECT FROM usage_hours_default WHERE hour >= $1 AND hour < $2)`, from, to)
+		if err != nil {
+			return err //nolint:wrapcheck // tending does
+		}
+		if begun {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(
+			`CREATE TABLE %s PARTITION OF usage_hours FOR VALUES FROM ('%s') TO ('%s') WITH (fillfactor = 80)`,
+			name, from.Format(time.RFC3339), to.Format(time.RFC3339))); err != nil {
+			return err //nolint:wrapcheck // tending does
+		}
+	}
+	for _, name := range partitions {
+		from, err := time.Parse(partitionName, name)
+		if err != nil || from.AddDate(0, 1, 0).After(horizon) {
+			continue // the default one, or one with something to keep
+		}
+		if _, err := tx.ExecContext(ctx, `DROP TABLE `+name); err != nil {
+			return err //nolint:wrapcheck // tending does
+		}
+	}
+	return nil
+}
+
+// partitionName is a month's, as a time's layout.
+const partitionName = "usage_hours_2006_01"

@@ -1,0 +1,220 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"database/sql/driver"
+	"encoding/hex"
+	"encoding/json"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/supportstation/keystile/authz"
+)
+
+// maxUsageAtOnce bounds one statement.
+const maxUsageAtOnce = 5_000
+
+// usageBatch is written once: its id tells whether it was.
+type usageBatch struct {
+	id   string
+	rows []usageRow
+	// n is the decisions in rows.
+	n int64
+}
+
+// recordUsage writes until ctx ends, and what is left then.
+func (s *Store) recordUsage(ctx context.Context) {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			s.flushLastUsage(ctx)
+			return
+		}
+		err := s.flushUsage(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			s.log.Warn("usage cannot be written; it waits", slog.Any("error", err))
+		}
+		failing = err != nil
+	}
+}
+
+// flushLastUsage writes what a store that is closed has left.
+func (s *Store) flushLastUsage(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlushLimit)
+	defer cancel()
+	if err := s.flushUsage(ctx); err != nil {
+		s.log.Warn("the last usage could not be written", slog.Any("error", err))
+	}
+}
+
+// flushUsage writes what was counted. While a batch cannot be written nothing more is taken:
+// counts go on in memory, where they are bounded. It is for one at a time.
+func (s *Store) flushUsage(ctx context.Context) error {
+	s.usageWriting.Lock()
+	defer s.usageWriting.Unlock()
+	if !s.admitted.Load() {
+		return nil // nothing is written to a database that may not be ours
+	}
+	if len(s.usageBatches) == 0 {
+		s.usageBatches = batchesOf(s.usage.take())
+	}
+	for len(s.usageBatches) > 0 {
+		batch := s.usageBatches[0]
+		if err := s.writeUsage(ctx, batch); err != nil {
+			return err
+		}
+		s.usage.stored.Add(batch.n)
+		s.usageBatches = s.usageBatches[1:]
+	}
+	return nil
+}
+
+func batchesOf(rows []usageRow) []*usageBatch {
+	var batches []*usageBatch
+	for len(rows) > 0 {
+		part := rows[:min(len(rows), maxUsageAtOnce)]
+		rows = rows[len(part):]
+		batch := &usageBatch{id: newBatchID(), rows: part}
+		for _, r := range part {
+			batch.n += r.n
+		}
+		batches = append(batches, batch)
+	}
+	return batches
+}
+
+// newBatchID is a uuid, as Postgres reads one too.
+func newBatchID() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // documented never to fail
+	return hex.EncodeToString(id[:])
+}
+
+// writeUsage writes a batch, or finds that it was written: an answer may be lost after the
+// commit.
+func (s *Store) writeUsage(ctx context.Context, batch *usageBatch) error {
+	hours, shapes, err := usageRecords(batch.rows)
+	if err != nil {
+		return err
+	}
+	hoursText, err := json.Marshal(hours)
+	if err != nil {
+		return translate("write usage", err)
+	}
+	shapesText, err := json.Marshal(shapes)
+	if err != nil {
+		return translate("write usage", err)
+	}
+	// In the order of their keys, so that replicas do not wait for each other in a circle.
+	_, err = s.manage.ExecContext(ctx, `
+		WITH batch AS (
+			INSERT INTO usage_batches (id, written_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING id
+		), shapes AS (
+			INSERT INTO usage_shapes AS s
+			SELECT r.*, (clock_timestamp() AT TIME ZONE 'UTC')::date FROM json_to_recordset($2::json) AS r(`+usageShapeColumns+`)
+			WHERE EXISTS (SELECT FROM batch) ORDER BY id
+			ON CONFLICT (id) DO UPDATE SET seen_on = excluded.seen_on WHERE s.seen_on < excluded.seen_on
+		)
+		INSERT INTO usage_hours AS u (hour, organization_id, key_id, secret_id, caller_id, shape_id, code, requests)
+		SELECT to_timestamp(hour), organization_id, key_id, secret_id, caller_id, shape_id, code, requests
+		FROM json_to_recordset($3::json) AS r(hour bigint, organization_id uuid, key_id uuid, secret_id uuid, caller_id uuid,
+			shape_id uuid, code text, requests bigint)
+		WHERE EXISTS (SELECT FROM batch)
+		ORDER BY hour, key_id, shape_id, caller_id, secret_id, code
+		ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`,
+		batch.id, string(shapesText), string(hoursText))
+	return translate("write usage", err)
+}
+
+// usageShapeColumns are those of usage_shapes, in their order, but for the last.
+const usageShapeColumns = `id uuid, method text, path text, route text, ambiguous boolean, collapsed boolean, action text,
+	environment text, resource_type text, resource_id boolean, resource_organization text, address text, browser boolean,
+	stale boolean, scopes text[]`
+
+type usageHourRecord struct {
+	Hour           int64      `json:"hour"`
+	OrganizationID string     `json:"organization_id"`
+	KeyID          string     `json:"key_id"`
+	SecretID       string     `json:"secret_id"`
+	CallerID       string     `json:"caller_id"`
+	ShapeID        string     `json:"shape_id"`
+	Code           authz.Code `json:"code"`
+	Requests       int64      `json:"requests"`
+}
+
+type usageShapeRecord struct {
+	ID                   string              `json:"id"`
+	Method               string              `json:"method"`
+	Path                 string              `json:"path"`
+	Route                string              `json:"route"`
+	Ambiguous            bool                `json:"ambiguous"`
+	Collapsed            bool                `json:"collapsed"`
+	Action               string              `json:"action"`
+	Environment          authz.Environment   `json:"environment"`
+	ResourceType         string              `json:"resource_type"`
+	ResourceID           bool                `json:"resource_id"`
+	ResourceOrganization authz.ResourceOwner `json:"resource_organization"`
+	Address              authz.AddressKind   `json:"address"`
+	Browser              bool                `json:"browser"`
+	Stale                bool                `json:"stale"`
+	Scopes               []string            `json:"scopes"`
+}
+
+// usageRecords are the rows as Postgres takes them, and the shapes that they name.
+func usageRecords(rows []usageRow) ([]usageHourRecord, []usageShapeRecord, error) {
+	type shaped struct {
+		shape  authz.Shape
+		scopes string
+	}
+	known := map[shaped]string{{}: noUUID}
+	hours, shapes := make([]usageHourRecord, 0, len(rows)), []usageShapeRecord{}
+	for _, r := range rows {
+		of := shaped{r.shape, r.scopes}
+		id, ok := known[of]
+		if !ok {
+			record, err := shapeRecord(r.shape, r.scopes)
+			if err != nil {
+				return nil, nil, err
+			}
+			id, shapes = record.ID, append(shapes, record)
+			known[of] = id
+		}
+		hours = append(hours, usageHourRecord{
+			r.hour * 3600, uuidOrZero(r.organization), uuidOrZero(r.key), uuidOrZero(r.secret), uuidOrZero(r.caller), id, r.code, r.n,
+		})
+	}
+	return hours, shapes, nil
+}
+
+// noUUID stands for what is not known, in columns of a primary key.
+const noUUID = "00000000000000000000000000000000"
+
+func uuidOrZero(id driver.Valuer) string {
+	if text, ok := uuid(id).(string); ok {
+		return text
+	}
+	return noUUID
+}
+
+func shapeRecord(s authz.Shape, scopes string) (usageShapeRecord, error) {
+	r := usageShapeRecord{
+		Method: s.Method, Path: s.Path, Route: s.Route, Ambiguous: s.Ambiguous, Collapsed: s.Collapsed, Action: s.Action,
+		Environment: s.Environment, ResourceType: s.ResourceType, ResourceID: s.ResourceID,
+		ResourceOrganization: s.ResourceOrganization, Address: s.Address, Browser: s.Browser, Stale: s.Stale,
+		Scopes: strings.Fields(scopes),
+	}
+	text, err := json.Marshal(r) // no two shapes have the same
+	if err != nil {
+		return r, translate("write usage", err)
+	}
+	sum := sha256.Sum256(text)
+	r.ID = hex.EncodeToString(sum[:16])
+	return r, nil
+}
