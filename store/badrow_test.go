@@ -18,11 +18,11 @@ func withoutConstraints(t *testing.T, at string) {
 	t.Helper()
 	storetest.Exec(t, at, `DO $$ DECLARE c record; BEGIN
 		FOR c IN SELECT conrelid::regclass AS of, conname AS name FROM pg_constraint
-			WHERE connamespace = current_schema()::regnamespace AND contype = 'c' LOOP
+			WHERE connamespace = current_schema()::regnamespace AND contype = 'c' AND coninhcount = 0 LOOP
 			EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.of, c.name);
 		END LOOP;
 		FOR c IN SELECT attrelid::regclass AS of, attname AS name FROM pg_attribute a JOIN pg_class t ON t.oid = a.attrelid
-			WHERE t.relnamespace = current_schema()::regnamespace AND t.relkind = 'r' AND a.attnum > 0 AND a.attnotnull
+			WHERE t.relnamespace = current_schema()::regnamespace AND t.relkind = 'r' AND NOT t.relispartition AND a.attnum > 0 AND a.attnotnull
 			AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisprimary AND a.attnum = ANY (i.indkey)) LOOP
 			EXECUTE format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', c.of, c.name);
 		END LOOP;

@@ -135,7 +135,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	case err != nil:
 		return nil, errors.Join(err, s.abandon())
 	}
-	s.start(ctx, s.listen)
+	s.start(ctx, s.listen, s.keepUsage)
 	s.warm(ctx)
 	return s, nil
 }
@@ -212,15 +212,12 @@ func (s *Store) follows(from source, budget time.Duration) {
 	s.lookups = newLookups(from, s.keys, budget)
 }
 
-// start follows changes until the store is closed.
-func (s *Store) start(ctx context.Context, listen func(context.Context)) {
+// start follows changes, and does what else is to be done, until the store is closed.
+func (s *Store) start(ctx context.Context, tasks ...func(context.Context)) {
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	s.followed.Go(func() { listen(ctx) })
-	s.followed.Go(func() { s.follow(ctx) })
-	s.followed.Go(func() { s.rehashSecrets(ctx) })
-	s.followed.Go(func() { s.recordUses(ctx) })
-	s.followed.Go(func() { s.recordUsage(ctx) })
-	s.followed.Go(func() { s.keepUsage(ctx) })
+	for _, task := range append(tasks, s.follow, s.rehashSecrets, s.recordUses, s.recordUsage) {
+		s.followed.Go(func() { task(ctx) })
+	}
 }
 
 // abandon takes back what Open has begun.
