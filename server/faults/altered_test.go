@@ -26,7 +26,7 @@ type alteredProgram struct {
 
 var altered alteredProgram
 
-// fewUses is how many uses of keys wait there to be written, in place of 100,000.
+// fewUses is how many uses of keys, and counts of usage, wait there to be written, in place of 100,000.
 const fewUses = 300
 
 const injectedClock = `package %s
@@ -124,7 +124,10 @@ func alterPart(part, dir string, replace map[string]string) error {
 		if err != nil {
 			return err
 		}
-		text := strings.Replace(string(raw), "maxPendingUses = 100_000\n", fmt.Sprintf("maxPendingUses = %d\n", fewUses), 1)
+		text := string(raw)
+		for _, bound := range []string{"maxPendingUses", "maxUsageCounts"} {
+			text = strings.Replace(text, bound+" = 100_000\n", fmt.Sprintf("%s = %d\n", bound, fewUses), 1)
+		}
 		if readsClock.MatchString(text) {
 			name := packageLine.FindStringSubmatch(text)[1]
 			text = readsClock.ReplaceAllString(text, "faultsNow") + "\nvar _ time.Time\n"

@@ -115,6 +115,7 @@ func diskFull(t *trial) {
 	s.judgeUses(replicas[2], used, noted) // before that replica is asked for anything else
 	s.judgeRecovery(replicas, revoked, known[1:], created)
 	l.stop()
+	s.judgeUsage(replicas, replicas[2])
 }
 
 // keepFull takes whatever room Postgres makes, until stop.
@@ -223,6 +224,45 @@ func (s *site) judgeUses(r *replica, used []*key, noted map[*key]bool) {
 	stored, lost := count(), dropped()
 	s.exact(told && stored+lost == len(noted) && lost > 0 && len(noted) == len(used),
 		"uses of %d keys (of %d) on one replica, with a buffer of %d in place of 100,000: %d stored, %d counted as dropped", len(noted), len(used), fewUses, stored, lost)
+}
+
+// judgeUsage states that what replicas counted is in Postgres, or told as dropped, which
+// some of the one's was that had no room for so many keys.
+func (s *site) judgeUsage(replicas []*replica, full *replica) {
+	s.Helper()
+	of := func(r *replica, name string) int { return int(r.metric(s.trial, "keystile_usage_"+name+"_total")) }
+	settled := within(20*time.Second, func() bool {
+		return !slices.ContainsFunc(replicas, func(r *replica) bool { return of(r, "counted") != of(r, "stored")+of(r, "dropped") })
+	})
+	counted, said, stored := 0, 0, 0
+	for _, r := range replicas {
+		counted, said = counted+of(r, "counted"), said+of(r, "stored")
+	}
+	for _, n := range s.storedRequests() {
+		stored += n
+	}
+	dropped := of(full, "dropped")
+	s.exact(settled && stored == said && counted == said+dropped && dropped > 0,
+		"of %d decisions that were counted %d are stored, as replicas say, and %d were dropped, with room for %d in place of 100,000", counted, stored, dropped, fewUses)
+}
+
+// storedRequests is how many requests of each key were counted, by its uuidText.
+func (s *site) storedRequests() map[string]int {
+	s.Helper()
+	var rows []struct {
+		Key      string `db:"key_id"`
+		Requests int    `db:"requests"`
+	}
+	s.db(func(db *sqlx.DB) {
+		if err := db.SelectContext(s.Context(), &rows, `SELECT key_id::text, sum(requests)::bigint AS requests FROM usage_hours GROUP BY key_id`); err != nil {
+			s.Fatal(err)
+		}
+	})
+	stored := make(map[string]int, len(rows))
+	for _, r := range rows {
+		stored[r.Key] = r.Requests
+	}
+	return stored
 }
 
 // storedUses counts the rows about the last use of each key's secrets, by its uuidText.

@@ -74,7 +74,7 @@ func endlessPolicy(t *trial) {
 
 	most, mostGoroutines, ours := 0, 0.0, 4
 	var asked answers
-	took := s.takeTurns(either(t, 4, 1), either(t, 2*time.Second, 200*time.Millisecond), 0, func() {
+	took := s.takeTurns(either(t, 7, 1), either(t, 2*time.Second, 200*time.Millisecond), 0, func() {
 		c := s.startLoad(plan{to: s.replicas, keys: cause, rate: either(t, 60, 20), connections: ours})
 		for until := time.Now().Add(either(t, 4*time.Second, 1500*time.Millisecond)); time.Now().Before(until); pause(300 * time.Millisecond) {
 			most, mostGoroutines = max(most, s.abandoned(r)), max(mostGoroutines, r.metric(t, "go_goroutines"))

@@ -31,14 +31,13 @@ func replicaKilled(t *trial) {
 	r := w.finish()
 	t.exact(r.receipt.Replicas == len(replicas) && len(r.receipt.Silent) >= 1, "a receipt names the dead one: %d of %d replicas silent",
 		len(r.receipt.Silent), r.receipt.Replicas)
-	s.judgeLostUses(asked, died)
+	s.judgeLostUsage(asked, died)
 }
 
-// judgeLostUses states which uses were lost with a replica: each key was used once, there.
-// What is known of usage today is when each secret was used last.
-func (s *site) judgeLostUses(asked answers, died time.Time) {
+// judgeLostUsage states which usage was lost with a replica: each key was used once, there.
+func (s *site) judgeLostUsage(asked answers, died time.Time) {
 	s.Helper()
-	stored := s.storedUses()
+	stored := s.storedRequests()
 	noted, lost, twice, oldest := 0, 0, 0, time.Duration(0)
 	for _, a := range asked.where(func(a *answer) bool { return a.allow }) {
 		noted++
@@ -49,7 +48,7 @@ func (s *site) judgeLostUses(asked answers, died time.Time) {
 			lost, oldest = lost+1, max(oldest, died.Sub(a.done))
 		}
 	}
-	s.exact(noted > 0 && lost < noted && twice == 0, "of %d uses there %d were lost, %d are there twice", noted, lost, twice)
+	s.exact(noted > 0 && lost < noted && twice == 0, "of %d requests there %d were lost, %d are counted twice", noted, lost, twice)
 	s.timed(oldest <= time.Second, "the oldest of those by %s before its end (≤ 1 s)", ms(oldest))
 }
 
