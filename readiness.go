@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -12,7 +13,7 @@ import (
 // readiness tells how the parts are.
 func (s *service) readiness() server.Readiness {
 	st, limiter, revision := s.store.Health(), s.limiter.Health(), s.policy.engine.Revision()
-	state := s.policy.keeper.State()
+	state, failing := s.policy.keeper.State(), s.policy.keeper.Failing()
 	r := server.Readiness{
 		Ready: st.Known && revision != "",
 		Details: map[string]any{
@@ -22,9 +23,9 @@ func (s *service) readiness() server.Readiness {
 				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
 			},
 			"limiter": limiter,
-			"policy":  policyDetails(revision, state),
+			"policy":  policyDetails(revision, state, failing),
 		},
-		Figures: append(figures(st, limiter), policyFigures(state)...),
+		Figures: slices.Concat(figures(st, limiter), policyFigures(state), s.failingFigures(failing)),
 	}
 	if limiter.Degraded {
 		r.Degraded = append(r.Degraded, "limiter")
@@ -36,8 +37,13 @@ func (s *service) readiness() server.Readiness {
 }
 
 // policyDetails tell which policy is in force, and which is not and why.
-func policyDetails(revision string, state authz.PolicyState) map[string]any {
-	details := map[string]any{"revision": revision, "origin": state.Origin, "refused": nil}
+func policyDetails(revision string, state authz.PolicyState, f authz.PolicyFailing) map[string]any {
+	details := map[string]any{"revision": revision, "origin": state.Origin, "refused": nil, "runtime_errors": nil}
+	if f.Errors > 0 {
+		details["runtime_errors"] = map[string]any{
+			"errors": f.Errors, "organizations": f.Organizations, "window_seconds": f.Window.Seconds(), "kind": f.Kind, "where": f.Where, "stays": f.Stays,
+		}
+	}
 	if !state.Since.IsZero() {
 		details["age_seconds"] = time.Since(state.Since).Round(time.Millisecond).Seconds()
 	}
@@ -47,6 +53,25 @@ func policyDetails(revision string, state authz.PolicyState) map[string]any {
 		}
 	}
 	return details
+}
+
+// failingFigures tell how policies fail at run time.
+func (s *service) failingFigures(f authz.PolicyFailing) []server.Figure {
+	all := []server.Figure{
+		{Name: "policy_failing_organizations", Help: "Organizations with checks that the policy in force did not decide in the last 30 seconds.", Value: float64(f.Organizations)},
+	}
+	for kind, n := range f.Total {
+		all = append(all, server.Figure{
+			Name: "policy_runtime_errors_total", Help: "Checks that a policy did not decide, by why.", Value: float64(n),
+			Labels: map[string]string{"kind": string(kind)},
+		})
+	}
+	if s.watch != nil {
+		all = append(all, server.Figure{
+			Name: "policy_stepped_back_total", Help: "Times that this replica took a policy back by itself.", Value: float64(s.watch.steppedBack.Load()),
+		})
+	}
+	return all
 }
 
 func policyFigures(state authz.PolicyState) []server.Figure {

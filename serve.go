@@ -66,6 +66,10 @@ type service struct {
 	// stopMarking ends the audit log's checkpoints, with a last one.
 	stopMarking context.CancelFunc
 	marking     sync.WaitGroup
+	// watch looks at how the policy in force fails, until stopWatching.
+	watch        *policyWatch
+	stopWatching context.CancelFunc
+	watching     sync.WaitGroup
 }
 
 // startService wires the parts and serves. It returns when the listeners accept.
@@ -138,6 +142,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	var marking context.Context
 	marking, s.stopMarking = context.WithCancel(context.WithoutCancel(ctx))
 	s.marking.Go(func() { marks.run(marking, manage.CheckpointInterval) })
+	s.startWatch(ctx, management, log)
 	go func() { s.served <- web.Serve(ctx, api, ops, admin) }()
 	return nil
 }
@@ -258,6 +263,10 @@ func (s *service) close() error {
 
 func (s *service) closeParts() error {
 	var errs []error
+	if s.stopWatching != nil {
+		s.stopWatching()
+		s.watching.Wait()
+	}
 	if s.stopMarking != nil {
 		s.stopMarking()
 		s.marking.Wait()

@@ -1,6 +1,9 @@
 package authz
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // PolicyActivation is one time that a policy was put in force for all replicas.
 type PolicyActivation struct {
@@ -9,7 +12,7 @@ type PolicyActivation struct {
 	// Revision is the policy's; "" is the built-in one.
 	Revision string
 	At       time.Time
-	// By is who did it, an admin's id.
+	// By is who did it: an admin's id, ByDatabase for who had the database at hand, or ByReplica.
 	By string
 	// Note is what they said about it.
 	Note string
@@ -20,3 +23,15 @@ type PolicyActivation struct {
 	// Accepted are the tests of the policy before it that failed, and might.
 	Accepted []string
 }
+
+// ByDatabase is PolicyActivation.By of what was done straight on the database.
+const ByDatabase = "database"
+
+// byReplica begins PolicyActivation.By of what a replica did by itself. No admin's id does.
+const byReplica = "replica "
+
+// ByReplica is PolicyActivation.By of what a replica did by itself.
+func ByReplica(name string) string { return byReplica + name }
+
+// ByItself tells that a replica did it, because the policy before failed at run time.
+func (a PolicyActivation) ByItself() bool { return strings.HasPrefix(a.By, byReplica) }

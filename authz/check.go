@@ -289,15 +289,10 @@ func ended(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 // that gives reasons or lacks scopes contradicts itself, and doubt denies.
 func (d *Decision) take(v Verdict) error {
 	d.Required, d.Missing, d.Route = v.Required, v.Missing, v.Route
-	for _, r := range v.Reasons {
-		if r.Code.reserved() || r.Message == "" {
-			return fmt.Errorf("policy gave the reason %q, which is not a policy's to give or has no message", r.Code)
-		}
+	if err := v.contradiction(); err != nil {
+		return err
 	}
 	if v.Allow {
-		if len(v.Reasons) > 0 || len(v.Missing) > 0 {
-			return errors.New("policy allowed and gave reasons against it")
-		}
 		d.Allow, d.Code, d.Status = true, CodeAllowed, CodeAllowed.Status()
 		return nil
 	}
@@ -318,6 +313,35 @@ func (d *Decision) take(v Verdict) error {
 	return nil
 }
 
+// contradiction says why a verdict is none, nil when it is one.
+func (v Verdict) contradiction() error {
+	for _, r := range v.Reasons {
+		if r.Code.reserved() || r.Message == "" {
+			return fmt.Errorf("policy gave the reason %q, which is not a policy's to give or has no message", r.Code)
+		}
+	}
+	if v.Allow && (len(v.Reasons) > 0 || len(v.Missing) > 0) {
+		return errors.New("policy allowed and gave reasons against it")
+	}
+	return nil
+}
+
+// errNoLimit is of a verdict without limits, where something is to be charged.
+var errNoLimit = errors.New("policy gave no limit")
+
+// Undecided says why a check with this verdict cannot be decided, nil when it can: what take
+// and charge would say.
+func (v Verdict) Undecided() error {
+	if err := v.contradiction(); err != nil {
+		return err
+	}
+	fenced := slices.ContainsFunc(v.Reasons, func(r Reason) bool { return r.Code.fence() })
+	if len(v.Limits) == 0 && !fenced {
+		return errNoLimit
+	}
+	return nil
+}
+
 // charge asks the limits in their order and stops at the first refusal. It turns
 // the decision into rate_limited or unavailable; the error is the question's own.
 func (c *Checker) charge(ctx context.Context, d *Decision, q *Check, limits []Limit) error {
@@ -325,7 +349,7 @@ func (c *Checker) charge(ctx context.Context, d *Decision, q *Check, limits []Li
 		return nil
 	}
 	if len(limits) == 0 {
-		d.undecided("The policy gave no limit.", errors.New("policy gave no limit"))
+		d.undecided("The policy gave no limit.", errNoLimit)
 		return nil
 	}
 	if q.Cost < MinCost || q.Cost > MaxCost {

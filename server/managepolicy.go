@@ -24,6 +24,12 @@ func (m *management) GetPolicy(ctx context.Context, _ api.GetPolicyRequestObject
 		activation := toActivation(*p.Activation)
 		out.Activation = &activation
 	}
+	if f := p.Failing; f.Errors > 0 {
+		out.RuntimeErrors = &api.PolicyRuntimeErrors{
+			Errors: f.Errors, Organizations: f.Organizations, WindowSeconds: int(f.Window.Seconds()), Kind: api.PolicyRuntimeErrorsKind(f.Kind),
+			Where: optional(f.Where), Stays: optional(f.Stays),
+		}
+	}
 	if refused := p.State.Refused; refused != nil {
 		out.Refused = &api.PolicyRefusal{
 			Revision: optional(refused.Revision), Origin: api.PolicyOrigin(refused.Origin), At: refused.At.UTC(),

@@ -97,8 +97,9 @@ func (p passing) Replay(
 func (p passing) State() authz.PolicyState {
 	return authz.PolicyState{Revision: p.Revision(), Origin: authz.OriginBuiltIn}
 }
-func (p passing) BuiltIn() string          { return p.Revision() }
-func (passing) Origin() authz.PolicyOrigin { return authz.OriginDatabase }
+func (p passing) BuiltIn() string                   { return p.Revision() }
+func (passing) Origin() authz.PolicyOrigin          { return authz.OriginDatabase }
+func (passing) Loads(context.Context, []byte) error { return nil }
 
 func shippedPolicy(t testing.TB) *policy.Engine {
 	t.Helper()

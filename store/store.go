@@ -256,6 +256,9 @@ func (s *Store) closePools() error {
 // Clock returns Postgres' clock.
 func (s *Store) Clock() *Clock { return s.clock }
 
+// ReplicaName is what this process is called among the replicas, for people.
+func (s *Store) ReplicaName() string { return s.replica.name }
+
 // FindKey implements authz.KeyReader: from memory when the digest is known there
 // and confirmed recently enough, else by one coalesced statement.
 func (s *Store) FindKey(ctx context.Context, caller authz.CallerID, hash authz.SecretHash) (authz.FoundKey, error) {

@@ -17,6 +17,7 @@ const (
 	actionPolicyActivate = "policy.activate"
 	actionPolicyRollback = "policy.rollback"
 	actionPolicyRecover  = "policy.recover"
+	actionPolicyStepBack = "policy.step_back"
 )
 
 const (
@@ -40,8 +41,11 @@ type Policies interface {
 	// about. One that does not load is a *authz.PolicyRefusedError; any other error is of a
 	// replay that could not be made.
 	Replay(ctx context.Context, files map[string]string, archive []byte, traffic authz.Traffic, told func(int64)) (*authz.PolicyDiff, error)
-	// State tells which policy is in force here.
+	// Loads says why a policy that was kept cannot be in force here, nil when it can.
+	Loads(ctx context.Context, archive []byte) error
+	// State tells which policy is in force here, Failing how it fails at run time.
 	State() authz.PolicyState
+	Failing() authz.PolicyFailing
 	// BuiltIn is the revision of the policy that the program is built with.
 	BuiltIn() string
 	// Origin is where this service takes its policy from: what is activated is in force
@@ -51,8 +55,9 @@ type Policies interface {
 
 // PolicyInForce is which policy decides, and since when.
 type PolicyInForce struct {
-	// State is of the replica that answers.
-	State authz.PolicyState
+	// State and Failing are of the replica that answers.
+	State   authz.PolicyState
+	Failing authz.PolicyFailing
 	// Origin is where policies come from here.
 	Origin authz.PolicyOrigin
 	// Activation is the newest one in the database; nil while there is none.
@@ -94,7 +99,7 @@ func (s *Service) Policy(ctx context.Context, r Request) (*PolicyInForce, error)
 		if err != nil {
 			return err //nolint:wrapcheck // read does
 		}
-		out = &PolicyInForce{State: s.policies.State(), Origin: s.policies.Origin()}
+		out = &PolicyInForce{State: s.policies.State(), Failing: s.policies.Failing(), Origin: s.policies.Origin()}
 		if len(latest) > 0 {
 			out.Activation = &latest[0]
 		}
@@ -214,7 +219,7 @@ func (s *Service) RollBackPolicy(ctx context.Context, r Request, in PolicyRollba
 // database, for the case that the one in force lets nobody in who could take it back.
 func RecoverPolicy(ctx context.Context, store Store, keys authz.Peppers, builtIn, note string) (*authz.PolicyActivation, error) {
 	s := &Service{store: store, keys: keys}
-	out := &authz.PolicyActivation{By: "database", Note: note, RolledBack: true}
+	out := &authz.PolicyActivation{By: authz.ByDatabase, Note: note, RolledBack: true}
 	_, err := store.Write(ctx, true, func(ctx context.Context, w Writer) error {
 		everyone := Tenant{everyone: true}
 		latest, err := w.Activations(ctx, everyone, 0, 1)
@@ -347,12 +352,20 @@ func (s *Service) mayChangePolicy(ctx context.Context, r Request, action, note s
 		return errNoPolicies()
 	}
 	if origin := s.policies.Origin(); origin != authz.OriginDatabase {
-		return conflict("policy_origin", "this service takes its policy from a "+string(origin)+": change it there, or configure the service without it")
+		return errPolicyOrigin(origin)
 	}
 	if len(note) > maxPolicyNote {
 		return invalid("string_too_long", "/note", fmt.Sprintf("must be at most %d bytes", maxPolicyNote))
 	}
 	return s.notKey("/note", note)
+}
+
+func errPolicyChanged() error {
+	return conflict("policy_changed", "another policy came into force meanwhile, here or on another replica; try again")
+}
+
+func errPolicyOrigin(origin authz.PolicyOrigin) error {
+	return conflict("policy_origin", "this service takes its policy from a "+string(origin)+": change it there, or configure the service without it")
 }
 
 func errNoPolicies() error {
@@ -446,7 +459,7 @@ func (s *Service) putInForce(
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		if now := (policyNow{history: latest}); now.change() != before.change() {
-			return outcome{}, conflict("policy_changed", "another policy came into force meanwhile, here or on another replica; try again")
+			return outcome{}, errPolicyChanged()
 		}
 		a.By = r.Actor.ID.String()
 		if err := w.ActivatePolicy(ctx, TenantOf(r.Actor), &a, archive); err != nil {

@@ -1,6 +1,7 @@
 package manage_test
 
 import (
+	"cmp"
 	"context"
 	"testing"
 
@@ -13,8 +14,12 @@ import (
 type measured struct {
 	manage.Policies
 
-	// meanwhile runs while one is tried; nil for nothing.
+	// meanwhile runs while one is tried or loaded; nil for nothing.
 	meanwhile func()
+	// unloadable is what Loads says.
+	unloadable error
+	// origin is the database when empty.
+	origin authz.PolicyOrigin
 }
 
 func (m *measured) TryFiles(_ context.Context, files map[string]string, _ []byte, _ []string) (*authz.PolicyReport, []byte, error) {
@@ -29,8 +34,15 @@ func (m *measured) TryFiles(_ context.Context, files map[string]string, _ []byte
 	return &authz.PolicyReport{Revision: source.Revision(), Complete: true}, archive, err
 }
 
-func (*measured) BuiltIn() string            { return "sha256:built-in" }
-func (*measured) Origin() authz.PolicyOrigin { return authz.OriginDatabase }
+func (*measured) BuiltIn() string              { return "sha256:built-in" }
+func (m *measured) Origin() authz.PolicyOrigin { return cmp.Or(m.origin, authz.OriginDatabase) }
+
+func (m *measured) Loads(context.Context, []byte) error {
+	if m.meanwhile != nil {
+		m.meanwhile()
+	}
+	return m.unloadable
+}
 
 // Two policies are tried at once, each against the one in force: only the first of them may
 // replace it.

@@ -26,6 +26,11 @@ var (
 
 	errNoOrganization = errors.New("the key belongs to no organization")
 	errUndefined      = errors.New("the decision is undefined")
+	errNoDecision     = errors.New("read the policy's decision")
+	// errInput is of a record, whatever the policy.
+	errInput = errors.New("make the policy's input")
+	// errCrowded means that it took too long while a call was running that another one left behind.
+	errCrowded = errors.New("a call that another evaluation left running took the time")
 )
 
 // Engine lets the current Snapshot decide. It is safe for concurrent use; the
@@ -38,6 +43,7 @@ type Engine struct {
 	lane, explaining *lane
 	stacks           *stacks
 	known            *verdicts
+	failed           *failures
 	budget           time.Duration
 }
 
@@ -51,7 +57,10 @@ func WithBudget(d time.Duration) Option { return func(e *Engine) { e.budget = d 
 // NewEngine returns an Engine with its first policy. A nil Snapshot is none:
 // nothing can be decided until Swap.
 func NewEngine(s *Snapshot, options ...Option) *Engine {
-	e := &Engine{names: newNames(), held: newHolding(time.Now), lane: newLane(), explaining: newLane(), stacks: newStacks(), known: newVerdicts(), budget: DefaultBudget}
+	e := &Engine{
+		names: newNames(), held: newHolding(time.Now), lane: newLane(), explaining: newLane(), stacks: newStacks(), known: newVerdicts(),
+		failed: newFailures(time.Now), budget: DefaultBudget,
+	}
 	for _, option := range options {
 		option(e)
 	}
@@ -68,7 +77,11 @@ func (e *Engine) Swap(s *Snapshot) {
 	e.current.Store(s)
 	e.held.forget()
 	e.known.forget()
+	e.failed.begin(s)
 }
+
+// Failing tells how the policy in force fails at run time.
+func (e *Engine) Failing() authz.PolicyFailing { return e.failed.tell() }
 
 // Revision implements authz.PolicyEvaluator.
 func (e *Engine) Revision() string {
@@ -95,6 +108,7 @@ func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (au
 	case k.Organization == nil:
 		return authz.Verdict{Revision: s.revision}, errNoOrganization
 	case e.held.holds(k):
+		e.failed.note(s, k.Organization.ID, ErrHeldBack)
 		return authz.Verdict{Revision: s.revision}, ErrHeldBack
 	}
 	a := askedOf(s, k, c)
@@ -104,8 +118,17 @@ func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (au
 	}
 	v, err := e.stacks.evaluate(ctx, e, s, k, c)
 	v.Revision = s.revision
-	if err == nil {
+	why := err
+	if why == nil {
+		if why = v.Undecided(); why != nil {
+			why = fmt.Errorf("%w: %w", errNoDecision, why)
+		}
+	}
+	switch {
+	case why == nil:
 		e.known.keep(&a, c.Segments, hash, v)
+	case !errors.Is(why, errInput):
+		e.failed.note(s, k.Organization.ID, why)
 	}
 	return v, err
 }
@@ -118,12 +141,15 @@ func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *aut
 	}()
 	input, err := e.names.input(k, c)
 	if err != nil {
-		return v, fmt.Errorf("make the policy's input: %w", err)
+		return v, fmt.Errorf("%w: %w", errInput, err)
 	}
 	d := newDeadline(ctx, e.budget)
 	result, err := s.run(ctx, s.check, input, d)
 	if d.over {
 		e.held.overran(k, d.abandoned)
+		if d.abandoned == nil && e.lane.busy() {
+			err = errors.Join(errCrowded, err)
+		}
 		return v, fmt.Errorf("evaluate the policy: %w", d.err(err))
 	}
 	if err != nil {
@@ -134,7 +160,7 @@ func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *aut
 	}
 	v, err = verdict(result)
 	if err != nil {
-		return v, fmt.Errorf("read the policy's decision: %w", err)
+		return v, fmt.Errorf("%w: %w", errNoDecision, err)
 	}
 	return v, nil
 }

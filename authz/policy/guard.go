@@ -189,6 +189,9 @@ func newLane() *lane {
 	return l
 }
 
+// busy tells that a large call is running.
+func (l *lane) busy() bool { return len(l.free) == 0 }
+
 // call is one large call.
 type call struct {
 	stop    stopped

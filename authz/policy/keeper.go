@@ -34,7 +34,11 @@ type Keeper struct {
 	offering sync.Mutex
 	active   atomic.Pointer[Source]
 	state    atomic.Pointer[authz.PolicyState]
+	stays    atomic.Pointer[stay]
 }
+
+// stay is why a policy that fails at run time is not taken back.
+type stay struct{ revision, why string }
 
 // KeeperOptions are what a Keeper needs.
 type KeeperOptions struct {
@@ -66,6 +70,29 @@ func (k *Keeper) BuiltIn() string { return k.builtIn.revision }
 
 // State tells which policy is in force. It asks nobody.
 func (k *Keeper) State() authz.PolicyState { return *k.state.Load() }
+
+// Failing tells how the policy in force fails at run time here.
+func (k *Keeper) Failing() authz.PolicyFailing {
+	f := k.engine.Failing()
+	if s := k.stays.Load(); s != nil && s.revision == f.Revision && f.Errors > 0 {
+		f.Stays = s.why
+	}
+	return f
+}
+
+// Stay notes why a policy that fails at run time is not taken back, until another one is
+// offered.
+func (k *Keeper) Stay(revision, why string) { k.stays.Store(&stay{revision, why}) }
+
+// Loads says why a policy that was kept cannot be in force here, nil when it can. The
+// archive of the built-in one is nil.
+func (k *Keeper) Loads(ctx context.Context, archive []byte) error {
+	source, err := k.sourceOf(archive)
+	if err == nil {
+		_, err = source.Load(ctx)
+	}
+	return err
+}
 
 // Active returns the policy that is in force, nil before the first.
 func (k *Keeper) Active() *Source { return k.active.Load() }
@@ -145,6 +172,7 @@ func (k *Keeper) sourceOf(archive []byte) (*Source, error) {
 func (k *Keeper) Offer(ctx context.Context, o Offer) error {
 	k.offering.Lock()
 	defer k.offering.Unlock()
+	k.stays.Store(nil)
 	if active := k.active.Load(); active != nil && active.revision == o.Source.revision && k.State().Origin == o.Origin {
 		k.taken()
 		return nil

@@ -285,6 +285,33 @@ func (e PolicyProblemStage) Valid() bool {
 	}
 }
 
+// Defines values for PolicyRuntimeErrorsKind.
+const (
+	FailureCrowded    PolicyRuntimeErrorsKind = "crowded"
+	FailureError      PolicyRuntimeErrorsKind = "error"
+	FailureHeldBack   PolicyRuntimeErrorsKind = "held_back"
+	FailureNoDecision PolicyRuntimeErrorsKind = "no_decision"
+	FailureTimeout    PolicyRuntimeErrorsKind = "timeout"
+)
+
+// Valid indicates whether the value is a known member of the PolicyRuntimeErrorsKind enum.
+func (e PolicyRuntimeErrorsKind) Valid() bool {
+	switch e {
+	case FailureCrowded:
+		return true
+	case FailureError:
+		return true
+	case FailureHeldBack:
+		return true
+	case FailureNoDecision:
+		return true
+	case FailureTimeout:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PolicyTestOutcome.
 const (
 	TestErrs   PolicyTestOutcome = "error"
@@ -832,6 +859,9 @@ type Policy struct {
 	// Revision What decides; null before the first.
 	Revision *string `json:"revision"`
 
+	// RuntimeErrors How the policy in force fails on the replica that answers; null while it decides every check.
+	RuntimeErrors *PolicyRuntimeErrors `json:"runtime_errors"`
+
 	// Since When it came into force on the replica that answers.
 	Since  *time.Time   `json:"since"`
 	Source PolicyOrigin `json:"source"`
@@ -859,7 +889,7 @@ type PolicyActivation struct {
 	AcceptedTests []string  `json:"accepted_tests"`
 	ActivatedAt   time.Time `json:"activated_at"`
 
-	// ActivatedBy An admin's id.
+	// ActivatedBy An admin's id; database for what was done there; replica and its name for what a service did by itself.
 	ActivatedBy string `json:"activated_by"`
 	BuiltIn     bool   `json:"built_in"`
 	Note        string `json:"note"`
@@ -1081,6 +1111,28 @@ type PolicyRollback struct {
 	PastSecurityFix *bool           `json:"past_security_fix,omitempty"`
 	Revision        *PolicyRevision `json:"revision,omitempty"`
 }
+
+// PolicyRuntimeErrors Checks that the policy did not decide lately, and so denied. Within ten minutes of its activation a policy that fails several
+// organizations is taken back by the service itself, but for one that was marked as a security fix or would uncover what one
+// replaced; stays says why it is not.
+type PolicyRuntimeErrors struct {
+	// Errors Of each organization eight at most.
+	Errors int `json:"errors"`
+
+	// Kind Of the newest one.
+	Kind          PolicyRuntimeErrorsKind `json:"kind"`
+	Organizations int                     `json:"organizations"`
+
+	// Stays Why it is not taken back; null while that is open, or not called for.
+	Stays *string `json:"stays"`
+
+	// Where File and line in the policy.
+	Where         *string `json:"where"`
+	WindowSeconds int     `json:"window_seconds"`
+}
+
+// PolicyRuntimeErrorsKind Of the newest one.
+type PolicyRuntimeErrorsKind string
 
 // PolicyTest defines model for PolicyTest.
 type PolicyTest struct {

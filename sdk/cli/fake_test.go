@@ -135,7 +135,7 @@ func (d *desk) runWith(t *testing.T, stdin string, args ...string) outcome {
 	root := &cobra.Command{Use: "keystile", SilenceErrors: true, SilenceUsage: true}
 	root.AddCommand(
 		cli.NewOrgsCommand(config), cli.NewKeysCommand(config), cli.NewCallersCommand(config), cli.NewAdminsCommand(config),
-		cli.NewAuditLogCommand(config), cli.NewScopesCommand(config), cli.NewReplicasCommand(config),
+		cli.NewAuditLogCommand(config), cli.NewScopesCommand(config), cli.NewReplicasCommand(config), cli.NewPolicyCommand(config),
 	)
 	var out, talk bytes.Buffer
 	root.SetIn(strings.NewReader(stdin))

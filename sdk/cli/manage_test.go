@@ -364,3 +364,31 @@ func TestManage_ScopesAndReplicas(t *testing.T) {
 		t.Errorf("replicas:\n%s", o.out)
 	}
 }
+
+func TestManage_PolicyShowTellsHowItFails(t *testing.T) {
+	d := newDesk(t)
+	state := obj{
+		"revision": "sha256:1", "origin": "database", "source": "database", "since": nil, "activation": nil, "refused": nil,
+		"runtime_errors": obj{
+			"errors": 24, "organizations": 3, "window_seconds": 30, "kind": "error", "where": "keystile/rules/x/x.rego:7", "stays": "it is a security fix",
+		},
+	}
+	d.reply("GET /v1/policy", state)
+	want := "  failing       24 checks of 3 organizations not decided in 30 s (error, keystile/rules/x/x.rego:7)\n  stays         it is a security fix\n"
+	if o := d.run(t, "policy", "show"); o.code != cli.ExitOK || !strings.Contains(o.out, want) {
+		t.Errorf("exit %d, %v\n%s", o.code, o.err, o.out)
+	}
+	d = newDesk(t)
+	state["runtime_errors"] = nil
+	d.reply("GET /v1/policy", state)
+	if o := d.run(t, "policy", "show"); strings.Contains(o.out, "failing") || strings.Contains(o.out, "stays") {
+		t.Errorf("nothing fails:\n%s", o.out)
+	}
+	d.reply("GET /v1/policy/history", obj{"next_cursor": nil, "items": []obj{{
+		"revision": nil, "built_in": true, "activated_at": "2026-10-20T11:00:00Z", "activated_by": "replica web-1:7", "note": "stepped back", "security_fix": false,
+		"rolled_back": true, "accepted_tests": []string{},
+	}}})
+	if o := d.run(t, "policy", "history"); !strings.Contains(o.out, "stepped back by itself") {
+		t.Errorf("history:\n%s", o.out)
+	}
+}

@@ -42,12 +42,24 @@ func (c Config) policyShow() *cobra.Command {
 					p.row("security fix", "nothing goes back past it unless it is told to")
 				}
 			}
+			if f := found.RuntimeErrors; f != nil {
+				p.row("failing", runtimeErrors(f))
+				p.row("stays", orEmpty(f.Stays))
+			}
 			if r := found.Refused; r != nil {
 				p.row("refused", fmt.Sprintf("%s from %s, %s", cmp.Or(orEmpty(r.Revision), "a policy that cannot be read"), r.Origin, moment(r.At, now)))
 				p.problems(r.Problems)
 			}
 		})
 	})
+}
+
+func runtimeErrors(f *admin.PolicyRuntimeErrors) string {
+	text := fmt.Sprintf("%s of %s not decided in %d s (%s", plural(int64(f.Errors), "check"), plural(int64(f.Organizations), "organization"), f.WindowSeconds, f.Kind)
+	if f.Where != nil {
+		text += ", " + *f.Where
+	}
+	return text + ")"
 }
 
 // problems writes one a line, as editors read them.
@@ -99,7 +111,10 @@ func shortRevision(revision *string) string {
 
 func activationKind(a admin.PolicyActivation) string {
 	var words []string
-	if a.RolledBack {
+	switch {
+	case strings.HasPrefix(a.ActivatedBy, "replica "):
+		words = append(words, "stepped back by itself")
+	case a.RolledBack:
 		words = append(words, "rolled back")
 	}
 	if a.SecurityFix {
