@@ -61,7 +61,7 @@ verify: ## check that what is generated is as it would be generated now
 .PHONY: format
 format: ## write Go and Rego in their one format
 	@"$$(.ci/tool golangci-lint)" fmt --config .ci/golangci.yml
-	@"$$(.ci/tool opa)" fmt --write policies
+	@"$$(.ci/tool opa)" fmt --write policies .ci/conventions .regal/rules
 
 .PHONY: bench
 bench: install-run ## measure a full check against a bare Gin handler

@@ -4,6 +4,8 @@
 #   Decides whether an actor may do a management action. It can only narrow what Go and SQL allow: the
 #   walls between organizations and the ceilings of roles stand there.
 # scope: package
+# labels:
+#   area: admin
 # schemas:
 #   - input: schema.admin
 package keystile.admin
@@ -20,6 +22,8 @@ decision := {"allow": true, "reasons": []} if {
 # METADATA
 # title: Not permitted
 # description: not_permitted. The role does not permit this action here.
+# labels:
+#   code: not_permitted
 reason contains {
 	"code": "not_permitted",
 	"message": "The role does not permit this action here.",
@@ -33,6 +37,8 @@ reason contains {
 #   key_lifetime. Data bounds the life of live keys, and this one would live longer, for ever, or from an
 #   unknown day on. Its life counts from its newest secret. A change that leaves the expiry as it is passes,
 #   so that an old key can always be narrowed or disabled. Off while the bound is 0.
+# labels:
+#   code: key_lifetime
 reason contains {
 	"code": "key_lifetime",
 	"message": sprintf("A live key must expire within %d days of its newest secret.", [max_days]),

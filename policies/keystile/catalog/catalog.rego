@@ -5,6 +5,8 @@
 #   service works them out once, when it loads the policy (`constant`), and not for every check.
 #   A constant is one rule with one value, hence no partial rules (prefer-set-or-object-rule).
 # scope: package
+# labels:
+#   area: catalog
 package keystile.catalog
 
 # METADATA

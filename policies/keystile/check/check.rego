@@ -4,6 +4,8 @@
 #   Decides whether a key may do a request. It decides first and explains only a denial: what
 #   allows is a conjunction of guarantees, each undefined (and so denying) when its input is missing.
 # scope: package
+# labels:
+#   area: check
 # schemas:
 #   - input: schema.check
 package keystile.check

@@ -151,7 +151,13 @@ test_adding_a_message_needs_tickets_write if {
 		with input as changed(asked("POST", "/api/v1/tickets/42/messages"))
 }
 
+# Over routes of its own: whoever adds a route must not have to look for one that nobody has.
 test_unknown_routes_are_denied if {
+	route_entry := {"scopes": ["tickets:read"]}
+	routes := {
+		"GET": {"3": {"/api/v1/tickets": route_entry}, "4": {"/api/v1/tickets/{id}": route_entry}},
+		"POST": {"5": {"/api/v1/tickets/{id}/messages": route_entry}},
+	}
 	every route in [
 		["GET", "/"],
 		["GET", "/api/v1/invoices"],
@@ -162,7 +168,7 @@ test_unknown_routes_are_denied if {
 		["", "/api/v1/tickets"],
 		["GET", ""],
 	] {
-		decision := check.decision with input as changed(asked(route[0], route[1]))
+		decision := check.decision with catalog.routes as routes with input as changed(asked(route[0], route[1]))
 		decision.reasons == [{
 			"code": "unknown_route",
 			"message": "No route of the catalogue has this method and path.",
@@ -171,6 +177,10 @@ test_unknown_routes_are_denied if {
 		decision.route == null
 		not decision.allow
 	}
+}
+
+test_no_scope_deletes_a_ticket if {
+	codes(check.decision) == ["unknown_route"] with input as changed(asked("DELETE", "/api/v1/tickets/42"))
 }
 
 test_status_of_unknown_routes_is_data if {

@@ -3,6 +3,8 @@ package keystile.check
 # METADATA
 # title: Wrong environment
 # description: environment_mismatch. The key's environment is not one that the caller serves, or not the one asked for.
+# labels:
+#   code: environment_mismatch
 reason contains {
 	"code": "environment_mismatch",
 	"message": "The key's environment is not accepted here.",
@@ -13,6 +15,8 @@ reason contains {
 # METADATA
 # title: Wrong organization
 # description: organization_mismatch. The resource belongs to another organization than the key.
+# labels:
+#   code: organization_mismatch
 reason contains {
 	"code": "organization_mismatch",
 	"message": "The resource does not belong to the key's organization.",
@@ -23,6 +27,8 @@ reason contains {
 # METADATA
 # title: Address not allowed
 # description: ip_not_allowed. The key is fenced by address, and the client's is outside or unknown.
+# labels:
+#   code: ip_not_allowed
 reason contains {
 	"code": "ip_not_allowed",
 	"message": "The key may not be used from this address.",

@@ -32,6 +32,8 @@ reasons := array.concat(
 # METADATA
 # title: Custom reasons
 # description: What the rules under keystile/rules give.
+# labels:
+#   code: custom
 reason contains found if {
 	some name
 	denials := rules[name].deny
@@ -42,6 +44,8 @@ reason contains found if {
 # METADATA
 # title: Broken rule
 # description: policy_denied. A rule's `deny` is not a set of reasons.
+# labels:
+#   code: policy_denied
 reason contains {
 	"code": "policy_denied",
 	"message": sprintf("The rule %s does not give a set of reasons.", [name]),

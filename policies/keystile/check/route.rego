@@ -5,6 +5,8 @@ import data.keystile.catalog
 # METADATA
 # title: Ambiguous path
 # description: ambiguous_path. Two readers could understand the path differently, so it matches no route.
+# labels:
+#   code: ambiguous_path
 reason contains {
 	"code": "ambiguous_path",
 	"message": "The path can be read in more than one way; send it without encoded or empty segments.",
@@ -15,6 +17,8 @@ reason contains {
 # METADATA
 # title: Unknown route
 # description: unknown_route. The catalogue has no such method and path. Its status is the catalogue's.
+# labels:
+#   code: unknown_route
 reason contains {
 	"code": "unknown_route",
 	"message": "No route of the catalogue has this method and path.",
@@ -28,6 +32,8 @@ reason contains {
 # METADATA
 # title: Unknown action
 # description: unknown_route. The action is not a scope of the catalogue.
+# labels:
+#   code: unknown_route
 reason contains {
 	"code": "unknown_route",
 	"message": "The action is not a scope of the catalogue.",
@@ -40,6 +46,8 @@ reason contains {
 # METADATA
 # title: Nothing asked
 # description: unknown_route. Neither a method and path nor an action was given.
+# labels:
+#   code: unknown_route
 reason contains {
 	"code": "unknown_route",
 	"message": "Neither a method and path nor an action was given.",
@@ -52,6 +60,8 @@ reason contains {
 # METADATA
 # title: Unprotected route
 # description: policy_denied. The catalogue names no scope for the route, and without a scope nothing is allowed.
+# labels:
+#   code: policy_denied
 reason contains {
 	"code": "policy_denied",
 	"message": "The catalogue names no scope for this route.",

@@ -3,6 +3,8 @@ package keystile.check
 # METADATA
 # title: Insufficient scope
 # description: insufficient_scope. The key lacks scopes that the request needs; the message names them.
+# labels:
+#   code: insufficient_scope
 reason contains {
 	"code": "insufficient_scope",
 	"message": sprintf("The key lacks %s.", [concat(", ", missing_scopes)]),

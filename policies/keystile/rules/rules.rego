@@ -3,6 +3,8 @@
 # description: |
 #   One folder a rule. Its `deny` is a set of {"code", "message"}; the check collects it by itself.
 # scope: subpackages
+# labels:
+#   area: rules
 # schemas:
 #   - input: schema.check
 package keystile.rules

@@ -4,6 +4,8 @@
 #   What of a decision is not logged, in OPA's form: paths into the log entry. A check's input holds no
 #   secret; this keeps out what somebody adds to it, or what a client puts into a path or an id.
 # scope: package
+# labels:
+#   area: log
 package system.log
 
 # METADATA
