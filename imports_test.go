@@ -60,6 +60,7 @@ func rooms() []room {
 		{path: "authz/audit", ours: []string{"authz"}, never: []string{gin, opa, sqlx, pq, redis, metrics}, reason: "evidence comes in and findings go out; where from is not its business"},
 		{path: "authz/policy", ours: []string{"authz"}, never: []string{gin, sqlx, pq, redis, rate, metrics}, reason: "policies are evaluated on what they are given, and fetch nothing"},
 		{path: "authz/policy/origin", ours: []string{"authz", "authz/policy"}, never: []string{gin, sqlx, pq, redis, rate, metrics}, reason: "it fetches policies; what they decide is not its business"},
+		{path: "authz/policy/routes", ours: []string{"authz"}, never: []string{gin, sqlx, pq, redis, rate, metrics, cobra}, reason: "it edits a policy's data as a person would; what the policy decides is not its business"},
 		{path: "authz/ratelimit", ours: []string{"authz"}, never: []string{gin, opa, sqlx, pq, metrics}, reason: "a limit is a value that somebody else decided"},
 		{path: "policies", only: none, reason: "the room of Rego: it embeds, and has no logic in Go"},
 		{path: "store", ours: []string{"authz", "authz/manage", "store/..."}, never: []string{gin, opa, redis, rate, metrics}, reason: "rows in, records out: it serves ports of authz and knows no transport"},

@@ -23,7 +23,8 @@ import (
 
 // addPolicyCommands adds to `policy` what needs no running service.
 func addPolicyCommands(cmd *cobra.Command) {
-	cmd.AddCommand(newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyRecoverCommand(), newPolicyGateCommand())
+	cmd.AddCommand(newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyRecoverCommand(), newPolicyRoutesCommand(),
+		newPolicyGateCommand())
 }
 
 func newPolicyTestCommand() *cobra.Command {

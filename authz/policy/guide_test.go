@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/supportstation/keystile/authz/policy/routes"
 )
 
 var (
@@ -44,8 +46,46 @@ func TestGuide_EachEditPassesAsItStands(t *testing.T) {
 			t.Errorf("after the edit of %s: %v", name, r.Problems)
 		}
 	}
-	if n < 6 {
+	if n < 7 {
 		t.Errorf("the guide has %d edits", n)
+	}
+}
+
+// What the guide shows of an import is what an import does.
+func TestGuide_TheDocumentIsImportedAsItShows(t *testing.T) {
+	raw, err := os.ReadFile("../../policies/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile("(?s)```yaml\n(.*?)```\n```diff\n--- (\\S+)\n(.*?)```").FindStringSubmatch(string(raw))
+	if found == nil {
+		t.Fatal("the guide has no document, and what comes of it")
+	}
+	document, name := found[1], found[2]
+	catalogue := candidate(t, nil).Files()[name]
+	d, err := routes.Read("attachments.yaml", []byte(document), routes.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entered, err := routes.Enter(name, []byte(catalogue), d)
+	if err != nil || string(entered.Catalogue) != patched(t, name, catalogue, found[3]) {
+		t.Fatalf("it is imported as\n%s\n%v", entered.Catalogue, err)
+	}
+	test, err := routes.Test("attachments.yaml", entered.All)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := map[string]string{name: string(entered.Catalogue), "keystile/catalog/" + routes.TestFile("attachments.yaml"): string(test)}
+	if r := (Trial{Candidate: candidate(t, written), Active: candidate(t, nil), CoverageFloor: 100}).Try(t.Context()); !r.Passed() {
+		t.Errorf("%v", r.Problems)
+	}
+	// A route that is lost, or needs less, fails there.
+	for _, from := range []string{"{ticket_id}/attachments: {scopes: [tickets:write]}", "[tickets:write]}\n  PATCH:"} {
+		lost := strings.Replace(string(entered.Catalogue), from, strings.Replace(strings.Replace(from, "attachments", "attached", 1), "write", "read", 1), 1)
+		written[name] = lost
+		if r := (Trial{Candidate: candidate(t, written)}).Try(t.Context()); r.Passed() {
+			t.Errorf("the test passes with\n%s", lost)
+		}
 	}
 }
 
