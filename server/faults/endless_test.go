@@ -8,6 +8,7 @@ import (
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/sdk/admin"
 )
 
 const (
@@ -60,7 +61,12 @@ func endlessPolicy(t *trial) {
 	s := newSite(t)
 	keys := s.addKeys(50, plenty())
 	id, cause := s.elsewhere(5, "Endless")
-	r := s.start(1, map[string]string{"KEYSTILE_POLICY_DIR": s.policyDir("endless", endlessFor(id)), "KEYSTILE_PPROF": "true"})[0]
+	r := s.start(1, map[string]string{"KEYSTILE_PPROF": "true"})[0]
+	// Activated a moment ago, so that a step back by itself were possible.
+	files := s.activationPolicy(s.policyDir("endless", endlessFor(id)))
+	if _, err := s.management(r).ActivatePolicy(s.Context(), admin.PolicyActivate{Files: &files}); err != nil {
+		s.Fatalf("activate an endless policy: %v", err)
+	}
 	s.warm(s.replicas, keys)
 	revision := s.revisions(s.replicas)
 	l := s.startLoad(plan{to: s.replicas, keys: keys, rate: either(t, 500, 50)})
