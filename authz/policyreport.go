@@ -160,6 +160,26 @@ type PolicyState struct {
 	Since time.Time
 	// Refused is the last candidate that was refused, nil when the last one was taken.
 	Refused *PolicyRefusal
+	// Bundle is nil where policies do not come from a bundle server.
+	Bundle *PolicyBundle
+}
+
+// PolicyBundle is how it stands with the server that publishes policies. What is in force stays
+// in force while it is away.
+type PolicyBundle struct {
+	// URL is where it is, without credentials and query.
+	URL string
+	// Version is of the bundle that is in force, 0 before the first.
+	Version int64
+	// ContactAt is when the server last sent a bundle, or said that there is none newer; zero
+	// before the first time.
+	ContactAt time.Time
+	// Error is why it has not since FailingSince; "" while it does.
+	Error        string
+	FailingSince time.Time
+	// StorageError is why what is in force could not be kept for a start without the server, or
+	// what was kept could not be used; "" while all is well.
+	StorageError string
 }
 
 // PolicyRefusal is a candidate that is not in force.

@@ -28,6 +28,7 @@ type Keeper struct {
 	gate    *Gate
 	builtIn *Source
 	origin  authz.PolicyOrigin
+	bundle  func() authz.PolicyBundle
 	log     *slog.Logger
 
 	// offering is held while an offer is looked at: they go live in the order in which they come.
@@ -48,6 +49,9 @@ type KeeperOptions struct {
 	BuiltIn *Source
 	// Origin is where policies come from here.
 	Origin authz.PolicyOrigin
+	// Bundle tells how it stands with the server that publishes policies; nil for none. It asks
+	// nobody.
+	Bundle func() authz.PolicyBundle
 	// Logger gets what comes into force and what is refused; nil discards it.
 	Logger *slog.Logger
 }
@@ -57,7 +61,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{engine: o.Engine, gate: o.Gate, builtIn: o.BuiltIn, origin: o.Origin, log: o.Logger}
+	k := &Keeper{engine: o.Engine, gate: o.Gate, builtIn: o.BuiltIn, origin: o.Origin, bundle: o.Bundle, log: o.Logger}
 	k.state.Store(&authz.PolicyState{})
 	return k
 }
@@ -69,7 +73,14 @@ func (k *Keeper) Origin() authz.PolicyOrigin { return k.origin }
 func (k *Keeper) BuiltIn() string { return k.builtIn.revision }
 
 // State tells which policy is in force. It asks nobody.
-func (k *Keeper) State() authz.PolicyState { return *k.state.Load() }
+func (k *Keeper) State() authz.PolicyState {
+	state := *k.state.Load()
+	if k.bundle != nil {
+		bundle := k.bundle()
+		state.Bundle = &bundle
+	}
+	return state
+}
 
 // Failing tells how the policy in force fails at run time here.
 func (k *Keeper) Failing() authz.PolicyFailing {

@@ -81,3 +81,19 @@ func TestKeeper_AProvedPolicyMustStillLoad(t *testing.T) {
 		t.Errorf("%v, the engine has %s", err, e.Revision())
 	}
 }
+
+func TestKeeper_StateTellsHowTheBundleServerIs(t *testing.T) {
+	var log bytes.Buffer
+	k, _ := newTestKeeper(t, &log)
+	if k.State().Bundle != nil {
+		t.Error("there is no bundle server")
+	}
+	k.bundle = func() authz.PolicyBundle { return authz.PolicyBundle{Version: 7} }
+	if err := k.Offer(t.Context(), Offer{Source: candidate(t, nil), Origin: authz.OriginDirectory, Proved: true}); err != nil {
+		t.Fatal(err)
+	}
+	_ = k.Refuse("", authz.OriginDirectory, errors.New("half written"))
+	if s := k.State(); s.Bundle == nil || s.Bundle.Version != 7 || s.Refused == nil {
+		t.Errorf("%+v", s)
+	}
+}

@@ -1,5 +1,5 @@
 // Package origin fetches policies from where they are kept, and hands over whatever is new
-// and whole: see directory.go.
+// and whole: see directory.go and bundle.go.
 package origin
 
 import (
@@ -48,13 +48,22 @@ type Directory struct {
 // NewDirectory returns a directory; it need not be there yet.
 func NewDirectory(path string) *Directory { return &Directory{path: path} }
 
-// Version is a policy as a directory had it at one moment.
+// Version is a policy as its place had it at one moment.
 type Version struct {
 	Source *policy.Source
 	// AcceptRemoved are the tests that may fail.
 	AcceptRemoved []string
-	// Err is why it could not be read; Source is nil then.
+	// Err is why it must not be in force whatever it says; Source is nil when it could not even
+	// be read.
 	Err error
+}
+
+// Revision is that of the policy, "" for what could not be read.
+func (v Version) Revision() string {
+	if v.Source == nil {
+		return ""
+	}
+	return v.Source.Revision()
 }
 
 // Read reads the policy that is there now.
@@ -211,10 +220,7 @@ func (d *Directory) whole(ctx context.Context) (Version, bool) {
 	if d.signature() != before {
 		return Version{}, false
 	}
-	d.seen, d.revision = before, ""
-	if v.Source != nil {
-		d.revision = v.Source.Revision()
-	}
+	d.seen, d.revision = before, v.Revision()
 	return v, true
 }
 
