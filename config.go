@@ -16,6 +16,8 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/supportstation/keystile/authz/policy/origin"
 )
 
 const (
@@ -318,6 +320,9 @@ func (v configValues) checkTogether(c Config, need configNeed) []error {
 	if need >= needsPeppers {
 		require("peppers")
 	}
+	if need >= needsPeppers {
+		problems = append(problems, checkPolicySource(c)...)
+	}
 	if need < needsService {
 		return problems
 	}
@@ -339,6 +344,22 @@ func (v configValues) checkTogether(c Config, need configNeed) []error {
 			problems = append(problems, fmt.Errorf("%s %q is not a loopback address and would be served without TLS; "+
 				"set KEYSTILE_TLS_CERT and KEYSTILE_TLS_KEY (check and management API), listen on 127.0.0.1, or set KEYSTILE_INSECURE_PLAINTEXT=true", l.variable, l.address))
 		}
+	}
+	return problems
+}
+
+// checkPolicySource tells what is wrong about where the policy comes from.
+func checkPolicySource(c Config) []error {
+	var problems []error
+	at, keyed := c.PolicyBundleURL, len(c.PolicyBundleKeys.IDs()) > 0
+	if at != nil && c.PolicyDir != "" {
+		problems = append(problems, errors.New("KEYSTILE_POLICY_DIR and KEYSTILE_POLICY_BUNDLE_URL are both set; one source of policies is in force, so keep one"))
+	}
+	if (at != nil) != keyed {
+		problems = append(problems, errors.New("KEYSTILE_POLICY_BUNDLE_URL and KEYSTILE_POLICY_BUNDLE_KEY belong together: no bundle is taken whose signature cannot be verified"))
+	}
+	if at != nil && at.Scheme != "https" && !origin.Local(at) && !c.InsecurePlaintext {
+		problems = append(problems, errors.New("KEYSTILE_POLICY_BUNDLE_URL is not https, and not of this machine; use https, or set KEYSTILE_INSECURE_PLAINTEXT=true"))
 	}
 	return problems
 }

@@ -183,11 +183,12 @@ func TestConfig_WrongValuesAreRefusedByName(t *testing.T) {
 		"KEYSTILE_DEPLOYMENT":         {"prod"},
 		"KEYSTILE_LOG_LEVEL":          {"loud"},
 		"KEYSTILE_LOG_FORMAT":         {"xml"},
+		"KEYSTILE_POLICY_BUNDLE_URL":  {"bundles.example/b", "ftp://a/b", "https://a", "https://a/", "https:///b", "https://a/b#c"},
+		"KEYSTILE_POLICY_BUNDLE_KEY":  {"x", "a:secret", "a:MEI="},
+		"KEYSTILE_POLICY_BUNDLE_POLL": {"1", "99ms", "2h"},
 		// What this version has no part for must not be ignored.
-		"KEYSTILE_GRPC_LISTEN":       {"127.0.0.1:1"},
-		"KEYSTILE_PUBLIC_LISTEN":     {"127.0.0.1:1"},
-		"KEYSTILE_POLICY_BUNDLE_URL": {"https://a/b"},
-		"KEYSTILE_POLICY_BUNDLE_KEY": {"x"},
+		"KEYSTILE_GRPC_LISTEN":   {"127.0.0.1:1"},
+		"KEYSTILE_PUBLIC_LISTEN": {"127.0.0.1:1"},
 	}
 	for name, values := range refused {
 		for _, value := range values {
@@ -264,6 +265,60 @@ func TestConfig_PlaintextStaysOnLoopback(t *testing.T) {
 		if (err == nil) != tt.allowed {
 			t.Errorf("%s: %v, want allowed %t", tt.name, err, tt.allowed)
 		}
+	}
+}
+
+// A policy has one source, and what comes from elsewhere is signed and, off this machine, encrypted.
+func TestConfig_APolicyBundleHasItsKeyAndNoOtherSource(t *testing.T) {
+	_, public := newBundleKey(t)
+	key := "KEYSTILE_POLICY_BUNDLE_KEY=security:" + string(public)
+	at := func(u string) string { return "KEYSTILE_POLICY_BUNDLE_URL=" + u }
+	for name, c := range map[string]struct {
+		environ []string
+		says    string
+	}{
+		"with its key":                 {[]string{at("https://reader:pw@bundles.example/b"), key}, ""},
+		"of this machine":              {[]string{at("http://127.0.0.1:8181/b"), key}, ""},
+		"in plain text":                {[]string{at("http://bundles.example/b"), key}, "KEYSTILE_POLICY_BUNDLE_URL is not https"},
+		"in plain text, and meant":     {[]string{at("http://bundles.example/b"), key, "KEYSTILE_INSECURE_PLAINTEXT=true"}, ""},
+		"without a key":                {[]string{at("https://bundles.example/b")}, "belong together"},
+		"a key alone":                  {[]string{key}, "belong together"},
+		"beside a directory":           {[]string{at("https://bundles.example/b"), key, "KEYSTILE_POLICY_DIR=/policies"}, "keep one"},
+		"a directory, and nothing set": {[]string{at(""), "KEYSTILE_POLICY_BUNDLE_KEY=", "KEYSTILE_POLICY_DIR=/policies"}, ""},
+	} {
+		_, _, err := configCase{environ: serving(c.environ...), need: needsService}.load()
+		switch {
+		case c.says == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case c.says != "" && (err == nil || exitCode(err) != exitInvalid || !strings.Contains(err.Error(), c.says)):
+			t.Errorf("%s: %v; want it to say %q", name, err, c.says)
+		case err != nil && strings.Contains(err.Error(), "reader"):
+			t.Errorf("%s: credentials are told: %v", name, err)
+		}
+	}
+}
+
+// Where nothing is configured, state is where the system or the user has it.
+func TestStateDir_FollowsTheSystemsPlaces(t *testing.T) {
+	t.Setenv("STATE_DIRECTORY", "")
+	t.Setenv("XDG_STATE_HOME", "")
+	t.Setenv("HOME", "/home/ada")
+	for _, c := range []struct{ configured, name, value, want string }{
+		{"", "HOME", "/home/ada", "/home/ada/.local/state/keystile"},
+		{"", "XDG_STATE_HOME", "/state", "/state/keystile"},
+		{"", "STATE_DIRECTORY", "/var/lib/authz:/var/lib/more", "/var/lib/authz"},
+		{"/configured", "STATE_DIRECTORY", "/var/lib/authz", "/configured"},
+	} {
+		t.Setenv(c.name, c.value)
+		if got := stateDir(Config{StateDir: c.configured}); got != c.want {
+			t.Errorf("%s=%s: %s; want %s", c.name, c.value, got, c.want)
+		}
+	}
+	t.Setenv("STATE_DIRECTORY", "")
+	t.Setenv("XDG_STATE_HOME", "relative")
+	t.Setenv("HOME", "")
+	if got := stateDir(Config{}); got != "/var/lib/keystile" {
+		t.Error(got)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/policy/bundle"
+	"github.com/supportstation/keystile/authz/policy/origin"
 	"github.com/supportstation/keystile/store"
 )
 
@@ -99,8 +101,22 @@ func settings() []setting {
 			parse: func(c *Config, v string) (err error) { c.KeyFormat, err = authz.NewKeyFormat(v); return err },
 		},
 		{name: "policy_dir", form: "directory with policies, in place of the built-in ones", parse: parseText(func(c *Config) *string { return &c.PolicyDir })},
-		{name: "policy_bundle_url", form: "URL of an OPA bundle", planned: true},
-		{name: "policy_bundle_key", form: "public key of the bundle's signature", planned: true},
+		{
+			name: "policy_bundle_url", form: "https URL of a signed OPA bundle, in place of the built-in policy; may have user:password@", secret: true,
+			parse: parseBundleURL,
+		},
+		{
+			name: "policy_bundle_key", form: "id:key[,...], public keys of the bundle's signature, in PEM form or its base64; P-256 or RSA", secret: true,
+			parse: func(c *Config, v string) (err error) { c.PolicyBundleKeys, err = bundle.ParseKeys(v); return err },
+		},
+		{
+			name: "policy_bundle_poll", form: "duration between 100ms and 1h: how often a new bundle is asked for", fallback: origin.DefaultBundlePoll.String(),
+			parse: parseDuration(origin.MinBundlePoll, origin.MaxBundlePoll, func(c *Config) *time.Duration { return &c.PolicyBundlePoll }),
+		},
+		{
+			name: "state_dir", form: "folder for what a restart needs (the last good bundle); empty: $STATE_DIRECTORY, or keystile in $XDG_STATE_HOME, ~/.local/state or /var/lib",
+			parse: parseText(func(c *Config) *string { return &c.StateDir }),
+		},
 		{
 			name: "on_limiter_outage", form: "local, closed or open", fallback: string(authz.LimiterLocal),
 			parse: parseEnum(func(c *Config) *authz.LimiterMode { return &c.OnLimiterOutage },
@@ -192,6 +208,18 @@ func parseAddress(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
+func parseBundleURL(c *Config, v string) error {
+	if v == "" {
+		return nil
+	}
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Fragment != "" || strings.HasSuffix(u.Path, "/") || u.Path == "" {
+		return fmt.Errorf("is not such a URL, with the path of a file")
+	}
+	c.PolicyBundleURL = u
+	return nil
+}
+
 func parseDuration(least, most time.Duration, field func(*Config) *time.Duration) func(*Config, string) error {
 	return func(c *Config, v string) error {
 		d, err := time.ParseDuration(v)
@@ -258,6 +286,10 @@ type Config struct {
 	AuditCheckpoints             string
 	KeyFormat                    authz.KeyFormat
 	PolicyDir                    string
+	PolicyBundleURL              *url.URL
+	PolicyBundleKeys             bundle.Keys
+	PolicyBundlePoll             time.Duration
+	StateDir                     string
 	OnLimiterOutage              authz.LimiterMode
 	StaleMax, UsageRetention     time.Duration
 	PublicURL                    *url.URL

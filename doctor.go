@@ -15,6 +15,7 @@ import (
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz/policy/origin"
 	"github.com/supportstation/keystile/authz/ratelimit"
 	"github.com/supportstation/keystile/store"
 )
@@ -201,9 +202,13 @@ func (e *examination) redis(ctx context.Context, cfg Config) {
 	e.ok("redis", "answers")
 }
 
-// policies looks at what would be in force: a directory's policy, what was activated, or the
-// built-in one.
+// policies looks at what would be in force: a directory's policy, a bundle server's, what was
+// activated, or the built-in one.
 func (e *examination) policies(ctx context.Context, cfg Config, d *store.Diagnosis) {
+	if cfg.PolicyBundleURL != nil {
+		e.policyBundle(ctx, cfg)
+		return
+	}
 	if cfg.PolicyDir == "" && d != nil && d.Policy != nil && d.Policy.Activation != nil && d.Policy.Activation.Revision != "" {
 		source, err := policy.ReadArchive(d.Policy.Archive)
 		if err == nil {
@@ -223,6 +228,36 @@ func (e *examination) policies(ctx context.Context, cfg Config, d *store.Diagnos
 		return
 	}
 	e.ok("policies", "revision %s", engine.Revision())
+}
+
+// policyBundle looks at what the bundle server has, and at what a start without it would have.
+func (e *examination) policyBundle(ctx context.Context, cfg Config) {
+	b, err := newPolicyBundle(cfg, nil)
+	if err != nil {
+		e.add("policies", exitInvalid, "%v", err)
+		return
+	}
+	defer b.Close()
+	served, err := b.Look(ctx)
+	kept, keptErr := b.Kept()
+	var away *origin.ContactError
+	switch {
+	case err != nil && !errors.As(err, &away):
+		e.add("policies", exitInvalid, "the bundle server's policy is refused: %v", err)
+	case err == nil:
+		if _, err := served.Source.Load(ctx); err != nil {
+			e.add("policies", exitInvalid, "the bundle server's policy, version %d, cannot be loaded: %v", served.Version, err)
+			return
+		}
+		e.ok("policies", "version %d of the bundle server, revision %s, signed by %s", served.Version, served.Source.Revision(), served.KeyID)
+		if kept != nil && kept.Version > served.Version {
+			e.warn("policies", "version %d was in force here, which is higher: what the bundle server has now is refused", kept.Version)
+		}
+	case keptErr != nil:
+		e.add("policies", exitDependency, "%v (%s), and nothing is kept here that a start could do with: %v", away, b.State().URL, keptErr)
+	default:
+		e.warn("policies", "%v (%s); version %d, revision %s, was kept here", away, b.State().URL, kept.Version, kept.Source.Revision())
+	}
 }
 
 // readExports reads what `audit-log export` wrote.

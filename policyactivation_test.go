@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -85,39 +84,14 @@ func replicas(t *testing.T, n int) (*managed, []*service) {
 func TestE2E_APolicyIsActivatedOnEveryReplicaOrRefused(t *testing.T) {
 	m, all := replicas(t, 3)
 	ctx, client := t.Context(), testClient()
-	made, probe := addTenant(t, m.store, m.cfg.KeyFormat), addTenant(t, m.store, m.cfg.KeyFormat)
+	probe := addTenant(t, m.store, m.cfg.KeyFormat)
 	before := must(m.client.Policy(ctx))
 	if before.Origin != "built-in" || before.Source != "database" || before.Activation != nil || before.Revision == nil {
 		t.Fatalf("before the first activation: %+v", before)
 	}
 
 	// Under load: whatever policy an answer names decides as that one does.
-	type seen struct{ revision, code string }
-	answers := map[seen]int{}
-	var mu sync.Mutex
-	quit, loads := make(chan struct{}), sync.WaitGroup{}
-	for _, s := range all {
-		loads.Go(func() {
-			for {
-				select {
-				case <-quit:
-					return
-				case <-time.After(20 * time.Millisecond): // a trial needs processors, too
-				}
-				a, _, err := tryCheck(ctx, client, s.url, made.token, made.key.Reveal())
-				if err != nil {
-					continue
-				}
-				code := a.Code
-				if len(a.Reasons) > 0 {
-					code = a.Reasons[0].Code
-				}
-				mu.Lock()
-				answers[seen{a.PolicyRevision, code}]++
-				mu.Unlock()
-			}
-		})
-	}
+	load := newPolicyLoad(t, all, m.cfg.KeyFormat)
 
 	bad := policyFiles(t, map[string]string{"keystile/rules/closed/closed.rego": "package keystile.rules.closed\n\ndeny contains x if {\n"})
 	_, err := m.client.ActivatePolicy(ctx, admin.PolicyActivate{Files: &bad})
@@ -157,14 +131,7 @@ func TestE2E_APolicyIsActivatedOnEveryReplicaOrRefused(t *testing.T) {
 	if _, err = m.client.RollBackPolicy(ctx, admin.PolicyRollback{}); !errors.As(err, &refusal) || refusal.Code != "nothing_to_roll_back" {
 		t.Errorf("once more: %v", err)
 	}
-	close(quit)
-	loads.Wait()
-	for s, n := range answers {
-		want := map[string]string{*before.Revision: "allowed", *change.Activation.Revision: "closed"}[s.revision]
-		if s.code != want && s.code != "rate_limited" && s.code != "unavailable" {
-			t.Errorf("%d answers %s by %s, which says %s", n, s.code, s.revision, want)
-		}
-	}
+	load.end(map[string]string{*before.Revision: "allowed", *change.Activation.Revision: "closed"})
 	history := must(m.client.ListPolicyHistory(ctx, admin.ListPolicyHistoryParams{}))
 	if len(history.Items) != 2 || !history.Items[0].RolledBack || history.Items[1].Note != note {
 		t.Errorf("%+v", history.Items)

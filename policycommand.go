@@ -24,7 +24,7 @@ import (
 // addPolicyCommands adds to `policy` what needs no running service.
 func addPolicyCommands(cmd *cobra.Command) {
 	cmd.AddCommand(newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyRecoverCommand(), newPolicyRoutesCommand(),
-		newPolicyGateCommand())
+		newPolicyBundleCommand(), newPolicyGateCommand())
 }
 
 func newPolicyTestCommand() *cobra.Command {

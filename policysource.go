@@ -16,20 +16,23 @@ import (
 )
 
 // policySource keeps that policy in force which this service's one source wants: a
-// directory's, or else the one that was activated in the database, or else the built-in one.
+// directory's, or a bundle server's, or else the one that was activated in the database, or
+// else the built-in one.
 type policySource struct {
 	engine  *policy.Engine
 	keeper  *policy.Keeper
 	builtIn *policy.Source
-	// directory is nil where the policy comes from the database.
+	// directory and bundle are nil where the policy comes from elsewhere.
 	directory *origin.Directory
+	bundle    *origin.Bundle
 	log       *slog.Logger
 	following sync.WaitGroup
 	stop      context.CancelFunc
 }
 
 // newPolicySource loads a directory's policy, which must prove itself before anything is
-// served. What is in the database is not known yet: until then nothing is in force.
+// served. A bundle server may be away, and what is in the database is not known yet: until
+// then nothing is in force, but for the last good bundle, which was kept.
 func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policySource, error) {
 	builtIn, err := builtInPolicy(ctx)
 	if err != nil {
@@ -40,15 +43,24 @@ func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policy
 		return nil, err
 	}
 	p := &policySource{engine: policy.NewEngine(nil), builtIn: builtIn, log: log, stop: func() {}}
-	from := authz.OriginDatabase
-	if cfg.PolicyDir != "" {
-		from, p.directory = authz.OriginDirectory, origin.NewDirectory(cfg.PolicyDir)
+	keeper := policy.KeeperOptions{Engine: p.engine, Gate: gate, BuiltIn: builtIn, Origin: authz.OriginDatabase, Logger: log}
+	switch {
+	case cfg.PolicyDir != "":
+		keeper.Origin, p.directory = authz.OriginDirectory, origin.NewDirectory(cfg.PolicyDir)
+		p.keeper = policy.NewKeeper(keeper)
+		err = p.offer(ctx, p.directory.Begin(ctx))
+	case cfg.PolicyBundleURL != nil:
+		if p.bundle, err = newPolicyBundle(cfg, log); err != nil {
+			break
+		}
+		keeper.Origin, keeper.Bundle = authz.OriginBundle, p.bundle.State
+		p.keeper = policy.NewKeeper(keeper)
+		err = p.bundle.Begin(ctx, p.offerBundle)
+	default:
+		p.keeper = policy.NewKeeper(keeper)
 	}
-	p.keeper = policy.NewKeeper(policy.KeeperOptions{Engine: p.engine, Gate: gate, BuiltIn: builtIn, Origin: from, Logger: log})
-	if p.directory == nil {
-		return p, nil
-	}
-	if err := p.offer(ctx, p.directory.Begin(ctx)); err != nil {
+	if err != nil {
+		p.close()
 		return nil, configError(fmt.Errorf("policies: %w", err))
 	}
 	return p, nil
@@ -78,12 +90,20 @@ func newGate() (*policy.Gate, error) {
 	return policy.NewGate(policy.DefaultGateTimeout, self, "policy", "gate"), nil
 }
 
-// offer hands the keeper what a directory has.
+// offer hands the keeper what a directory or a bundle server has.
 func (p *policySource) offer(ctx context.Context, v origin.Version) error {
+	from := p.keeper.Origin()
 	if v.Err != nil {
-		return p.keeper.Refuse("", authz.OriginDirectory, v.Err) //nolint:wrapcheck // it says file and line
+		return p.keeper.Refuse(v.Revision(), from, v.Err) //nolint:wrapcheck // it says file and line
 	}
-	return p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: authz.OriginDirectory, AcceptRemoved: v.AcceptRemoved}) //nolint:wrapcheck // it says file and line
+	return p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved}) //nolint:wrapcheck // it says file and line
+}
+
+// offerBundle is offer for who tells nobody what could not be tried.
+func (p *policySource) offerBundle(ctx context.Context, v origin.Version) error {
+	err := p.offer(ctx, v)
+	p.tellUntried(err)
+	return err
 }
 
 // follow puts in force what the store knows by now, and then whatever changes, until close.
@@ -96,6 +116,17 @@ func (p *policySource) follow(ctx context.Context, s *store.Store) {
 				tried := p.tellUntried(p.offer(ctx, v))
 				s.DecidesBy(p.keeper.State().Revision)
 				return tried
+			})
+		})
+		return
+	}
+	if p.bundle != nil {
+		s.DecidesBy(p.keeper.State().Revision)
+		p.following.Go(func() {
+			p.bundle.Watch(ctx, func(ctx context.Context, v origin.Version) error {
+				err := p.offerBundle(ctx, v)
+				s.DecidesBy(p.keeper.State().Revision)
+				return err
 			})
 		})
 		return
@@ -153,6 +184,9 @@ func (p *policySource) tellUntried(err error) (tried bool) {
 func (p *policySource) close() {
 	p.stop()
 	p.following.Wait()
+	if p.bundle != nil {
+		p.bundle.Close()
+	}
 }
 
 // loadPolicies compiles the policies that are in force as far as configuration tells: a

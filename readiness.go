@@ -52,6 +52,9 @@ func policyDetails(revision string, state authz.PolicyState, f authz.PolicyFaili
 			"revision": r.Revision, "origin": r.Origin, "age_seconds": time.Since(r.At).Round(time.Millisecond).Seconds(), "problems": r.Problems,
 		}
 	}
+	if b := state.Bundle; b != nil {
+		details["bundle"] = bundleDetails(*b)
+	}
 	return details
 }
 
@@ -74,6 +77,39 @@ func (s *service) failingFigures(f authz.PolicyFailing) []server.Figure {
 	return all
 }
 
+// bundleDetails tell how it stands with the server that publishes policies.
+func bundleDetails(b authz.PolicyBundle) map[string]any {
+	details := map[string]any{
+		"url": b.URL, "version": b.Version, "contact_age_seconds": nil, "error": b.Error, "failing_seconds": nil, "storage_error": b.StorageError,
+	}
+	if !b.ContactAt.IsZero() {
+		details["contact_age_seconds"] = time.Since(b.ContactAt).Round(time.Millisecond).Seconds()
+	}
+	if !b.FailingSince.IsZero() {
+		details["failing_seconds"] = time.Since(b.FailingSince).Round(time.Millisecond).Seconds()
+	}
+	return details
+}
+
+func bundleFigures(b authz.PolicyBundle) []server.Figure {
+	failing, unkept, age := 0.0, 0.0, -1.0
+	if b.Error != "" {
+		failing = 1
+	}
+	if b.StorageError != "" {
+		unkept = 1
+	}
+	if !b.ContactAt.IsZero() {
+		age = time.Since(b.ContactAt).Seconds()
+	}
+	return []server.Figure{
+		{Name: "policy_bundle_version", Help: "Version of the policy bundle in force, 0 before the first.", Value: float64(b.Version)},
+		{Name: "policy_bundle_failing", Help: "1 while no policy bundle can be fetched, and what is in force stays.", Value: failing},
+		{Name: "policy_bundle_contact_age_seconds", Help: "Time since the bundle server last answered; -1 before the first time.", Value: age},
+		{Name: "policy_bundle_storage_failing", Help: "1 while a start without the bundle server would not have what is in force.", Value: unkept},
+	}
+}
+
 func policyFigures(state authz.PolicyState) []server.Figure {
 	refused, age := 0.0, 0.0
 	if state.Refused != nil {
@@ -89,6 +125,9 @@ func policyFigures(state authz.PolicyState) []server.Figure {
 			Name: "policy_info", Help: "The policy in force.", Value: 1,
 			Labels: map[string]string{"revision": state.Revision, "origin": string(state.Origin)},
 		},
+	}
+	if state.Bundle != nil {
+		all = append(all, bundleFigures(*state.Bundle)...)
 	}
 	if r := state.Refused; r != nil {
 		all = append(all, server.Figure{

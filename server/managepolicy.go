@@ -36,6 +36,15 @@ func (m *management) GetPolicy(ctx context.Context, _ api.GetPolicyRequestObject
 			Problems: each(refused.Problems, toPolicyProblem),
 		}
 	}
+	if b := p.State.Bundle; b != nil {
+		out.Bundle = &api.PolicyBundle{
+			URL: b.URL, ContactAt: optionalTime(b.ContactAt), Error: optional(b.Error),
+			FailingSince: optionalTime(b.FailingSince), StorageError: optional(b.StorageError),
+		}
+		if b.Version > 0 {
+			out.Bundle.Version = &b.Version
+		}
+	}
 	return out, nil
 }
 

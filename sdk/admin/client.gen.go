@@ -851,7 +851,10 @@ type Plan struct {
 type Policy struct {
 	// Activation The newest activation; null when there was none.
 	Activation *PolicyActivation `json:"activation"`
-	Origin     PolicyOrigin      `json:"origin"`
+
+	// Bundle The server that publishes policies, as the replica sees it that answers; null when they come from elsewhere.
+	Bundle *PolicyBundle `json:"bundle"`
+	Origin PolicyOrigin  `json:"origin"`
 
 	// Refused The last policy that was refused; null when the last one was taken.
 	Refused *PolicyRefusal `json:"refused"`
@@ -918,6 +921,25 @@ type PolicyAnswer struct {
 
 	// Status The HTTP status for the end client.
 	Status int `json:"status"`
+}
+
+// PolicyBundle What is in force stays in force while the server is away.
+type PolicyBundle struct {
+	// ContactAt When it last sent a bundle, or said that there is none newer.
+	ContactAt *time.Time `json:"contact_at"`
+
+	// Error Why it has not since failing_since.
+	Error        *string    `json:"error"`
+	FailingSince *time.Time `json:"failing_since"`
+
+	// StorageError Why what is in force could not be kept for a start without the server, or what was kept could not be used.
+	StorageError *string `json:"storage_error"`
+
+	// URL Without credentials and query.
+	URL string `json:"url"`
+
+	// Version Of the bundle that is in force; null before the first.
+	Version *int64 `json:"version"`
 }
 
 // PolicyChange defines model for PolicyChange.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,6 +43,7 @@ func (c Config) policyShow() *cobra.Command {
 					p.row("security fix", "nothing goes back past it unless it is told to")
 				}
 			}
+			p.bundle(found.Bundle, now)
 			if f := found.RuntimeErrors; f != nil {
 				p.row("failing", runtimeErrors(f))
 				p.row("stays", orEmpty(f.Stays))
@@ -60,6 +62,24 @@ func runtimeErrors(f *admin.PolicyRuntimeErrors) string {
 		text += ", " + *f.Where
 	}
 	return text + ")"
+}
+
+// bundle tells how it stands with the server that publishes policies.
+func (p *page) bundle(b *admin.PolicyBundle, now time.Time) {
+	if b == nil {
+		return
+	}
+	if b.Version != nil {
+		p.row("version", fmt.Sprint(*b.Version))
+	}
+	p.row("bundle", b.URL)
+	if b.ContactAt != nil {
+		p.row("bundle server", "answered "+moment(*b.ContactAt, now))
+	}
+	if b.Error != nil && b.FailingSince != nil {
+		p.row("unreachable", "since "+moment(*b.FailingSince, now)+": "+*b.Error)
+	}
+	p.row("storage", orEmpty(b.StorageError))
 }
 
 // problems writes one a line, as editors read them.
