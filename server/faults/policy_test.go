@@ -162,9 +162,10 @@ func (s *site) kinds(on *replica) map[*key]string {
 	}
 }
 
-// badPolicyPushed pushes policies in all three ways: a replica starts with a new
+// badPolicyPushed pushes policies in all four ways: a replica starts with a new
 // KEYSTILE_POLICY_DIR, and only when it is ready would an old one be asked to end; the
-// directory of one that serves is edited; one is activated.
+// directory of one that serves is edited; one is published by a bundle server; one is
+// activated.
 func badPolicyPushed(t *trial) {
 	s := newSite(t)
 	replicas := s.start(3)
@@ -205,6 +206,20 @@ func badPolicyPushed(t *trial) {
 	// A receipt would name it: it takes its policy from elsewhere.
 	if err := watching[0].terminate(); err != nil {
 		t.Error(err)
+	}
+	publisher := s.newPublisher()
+	publisher.publish(1, nil)
+	taking := s.start(either(t, 3, 1), publisher.env)
+	for _, r := range taking {
+		l.join(r)
+	}
+	refused, pushed := s.pushByBundle(publisher, taking, activated[:either(t, len(activated), 2)])
+	t.exact(refused == pushed && pushed > 0, "published by a bundle server: %d of %d that can be signed refused on all of %d, with file, line and reason", refused, pushed, len(taking))
+	for _, r := range taking {
+		l.leave(r)
+		if err := r.terminate(); err != nil {
+			t.Error(err)
+		}
 	}
 	t.exact(s.revisions(replicas) == revisions, "the old ones serve the same revision")
 
