@@ -129,6 +129,8 @@ type CheckerOptions struct {
 	Uses UseRecorder
 	// Usage counts the decisions; nil for nobody.
 	Usage UsageCounter
+	// Decisions are told what was decided; none for nobody.
+	Decisions []DecisionRecorder
 	// Realm is named in challenges; default "api". Printable ASCII without quotes.
 	Realm string
 	// Opaque401 gives one and the same 401 to the end client for all reasons.
@@ -146,6 +148,7 @@ type Checker struct {
 	clock     Clock
 	uses      UseRecorder
 	usage     UsageCounter
+	decisions []DecisionRecorder
 	realm     string
 	opaque401 bool
 	budget    time.Duration
@@ -169,7 +172,7 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 	}
 	return &Checker{
 		budget: o.Budget,
-		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, usage: o.Usage, realm: o.Realm, opaque401: o.Opaque401,
+		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, usage: o.Usage, decisions: o.Decisions, realm: o.Realm, opaque401: o.Opaque401,
 	}, nil
 }
 
@@ -191,6 +194,9 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 	c.finish(d)
 	if c.usage != nil {
 		c.usage.Count(q, d, now)
+	}
+	for _, recorder := range c.decisions {
+		recorder.Decided(q, d)
 	}
 	return d, nil
 }

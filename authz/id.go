@@ -92,6 +92,9 @@ func NewCallerID(now time.Time) CallerID { return newID[callerKind](now) }
 // NewAdminID makes an admin's id.
 func NewAdminID(now time.Time) AdminID { return newID[adminKind](now) }
 
+// NewDecisionID makes a decision's id.
+func NewDecisionID(now time.Time) DecisionID { return newID[decisionKind](now) }
+
 // NewEventID makes the id of a row of the audit log.
 func NewEventID(now time.Time) EventID { return newID[eventKind](now) }
 
@@ -169,6 +172,13 @@ func (id ID[K]) AppendTo(b []byte) []byte {
 // Time returns the millisecond at which the id was made.
 func (id ID[K]) Time() time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(id.uuid[:8]) >> 16)).UTC()
+}
+
+// OneIn tells whether the id is among one in n of all, by its random bits: whoever asks, and
+// whenever, comes to the same. One in 0 is none, one in 1 all.
+func (id ID[K]) OneIn(n int) bool {
+	const random = 1<<62 - 1 // but for the two bits of the variant
+	return n > 0 && binary.BigEndian.Uint64(id.uuid[8:])&random%uint64(n) == 0
 }
 
 // MarshalText implements encoding.TextMarshaler with the TypeID.

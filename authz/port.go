@@ -60,6 +60,16 @@ type UsageCounter interface {
 	Count(q *Check, d *Decision, at time.Time)
 }
 
+// DecisionRecorder takes note of what was decided. It is implemented by the store and by
+// authz/decisionlog.
+type DecisionRecorder interface {
+	// Decided is told of every decision, after it is made and before it is answered. It must
+	// not block. Records of keys, secrets and callers are never changed and may be kept;
+	// everything else of q and d is the asker's, and is copied (RecordDecision) or let go.
+	// Called by Checker alone, concurrently.
+	Decided(q *Check, d *Decision)
+}
+
 // PolicyEvaluator lets policy decide. It is implemented by authz/policy.
 type PolicyEvaluator interface {
 	// Evaluate asks the active policy about one check of one key. An error means
