@@ -31,6 +31,8 @@ type Snapshot struct {
 	caps     *ast.Capabilities
 	check    ast.Body
 	admin    ast.Body
+	// mask is nil for a policy without one.
+	mask ast.Body
 	// catalogue is what the data lists.
 	catalogue authz.Catalogue
 	builtins  map[string]*topdown.Builtin
@@ -46,7 +48,7 @@ func (s *Snapshot) in(l *lane) *Snapshot {
 // Revision is the Source's.
 func (s *Snapshot) Revision() string { return s.revision }
 
-// The entry points, which every policy must have.
+// The entry points that every policy must have; see maskEntrypoint for the one that it may.
 const (
 	checkEntrypoint = "data.keystile.check.decision"
 	adminEntrypoint = "data.keystile.admin.decision"
@@ -133,6 +135,11 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 	}
 	if s.admin, err = prepare(compiler, adminEntrypoint); err != nil {
 		return nil, err
+	}
+	if len(compiler.GetRulesExact(ast.MustParseRef(maskEntrypoint))) > 0 {
+		if s.mask, err = prepare(compiler, maskEntrypoint); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
