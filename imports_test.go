@@ -58,6 +58,7 @@ func rooms() []room {
 		{path: "authz", only: none, reason: "the decision knows nobody: everyone speaks its types, on the standard library alone"},
 		{path: "authz/manage", ours: []string{"authz"}, only: none, reason: "operations stand on ports, under JSON API and pages alike"},
 		{path: "authz/audit", ours: []string{"authz"}, never: []string{gin, opa, sqlx, pq, redis, metrics}, reason: "evidence comes in and findings go out; where from is not its business"},
+		{path: "authz/decisionlog", ours: []string{"authz"}, only: none, reason: "it hands on what somebody else writes down: the form of an event, and what of it is masked, is the policy's business"},
 		{path: "authz/policy", ours: []string{"authz"}, never: []string{gin, sqlx, pq, redis, rate, metrics}, reason: "policies are evaluated on what they are given, and fetch nothing"},
 		{path: "authz/policy/bundle", ours: []string{"authz/policy"}, never: []string{gin, sqlx, pq, redis, rate, metrics}, reason: "it reads and writes the form of a bundle; where one comes from is not its business"},
 		{path: "authz/policy/origin", ours: []string{"authz", "authz/policy", "authz/policy/bundle"}, never: []string{gin, sqlx, pq, redis, rate, metrics}, reason: "it fetches policies; what they decide is not its business"},
