@@ -87,6 +87,7 @@ func accessRows(w *world) []accessRow {
 		{operation: "deleteAdmin", path: admin, own: [3]int{200, 403, 403}, foreign: gone},
 
 		{operation: "listScopes", path: "/v1/scopes", own: all, foreign: all, readOnly: true},
+		{operation: "getDecision", path: "/v1/decisions/" + w.keptDecision(w.acme), own: all, foreign: gone, readOnly: true},
 		{operation: "listReplicas", path: "/v1/replicas", own: none, foreign: none, readOnly: true},
 
 		{operation: "getPolicy", path: "/v1/policy", own: none, foreign: none, readOnly: true},
@@ -272,6 +273,7 @@ func TestManagement_AMalformedIDIsOneThatNobodyHas(t *testing.T) {
 		"/v1/organizations/" + strings.ToUpper(w.acme.id), "/v1/organizations/" + w.acme.id + "%00", "/v1/organizations/%6frg_" + w.acme.id[4:],
 		"/v1/organizations/" + w.acme.id + "/keys/hunter2", "/v1/keys/hunter2", "/v1/keys/key_" + zero, "/v1/callers/hunter2",
 		"/v1/callers/caller_" + zero, "/v1/admins/hunter2", "/v1/admins/admin_" + zero,
+		"/v1/decisions/hunter2", "/v1/decisions/dec_" + zero, "/v1/decisions/" + w.acme.key,
 	} {
 		got := w.ask(w.platform, "GET", path, "")
 		if got.Code != http.StatusNotFound || got.code() != "not_found" || strings.Contains(got.Body.String(), "hunter2") {
@@ -292,7 +294,7 @@ func TestManagement_AMalformedIDIsOneThatNobodyHas(t *testing.T) {
 func mustID[ID any, P interface {
 	*ID
 	UnmarshalText(text []byte) error
-}](t *testing.T, text string) ID {
+}](t testing.TB, text string) ID {
 	t.Helper()
 	var id ID
 	if err := P(&id).UnmarshalText([]byte(text)); err != nil {

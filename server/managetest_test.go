@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -296,6 +297,17 @@ func (w *world) dump() string {
 		w.t.Fatal(err)
 	}
 	return sum
+}
+
+// keptDecision is the id of a denial of a tenant's key that is kept.
+func (w *world) keptDecision(o *tenant) string {
+	w.t.Helper()
+	id := authz.NewDecisionID(time.Now().Add(-time.Minute))
+	w.exec(`INSERT INTO decisions (id, at, organization_id, key_id, environment, method, route, action, code, status, reasons, required,
+		missing, policy_revision, network, degraded, browser) SELECT $1, now(), organization_id, id, 'live', 'POST', '/api/v1/tickets', '',
+		'insufficient_scope', 403, '{insufficient_scope}', '{tickets:write}', '{tickets:write}', 'sha256:x', '203.0.113.0/24', '{limiter}', false
+		FROM api_keys WHERE organization_id = $2 LIMIT 1`, id, mustID[authz.OrganizationID](w.t, o.id))
+	return id.String()
 }
 
 // exec runs a statement, as someone else would.

@@ -15,6 +15,7 @@ const (
 
 	MaxUnmatchedShapes = maxUnmatchedShapes
 	UnmatchedKept      = unmatchedKept
+	MaxDecisionsOfOne  = maxDecisionsOfOne
 )
 
 // WaitingChanges is how many changes wait for their turn.
@@ -95,4 +96,16 @@ func (s *Store) WriteUsageTwice(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// FlushDecisions writes the decisions that are to be kept.
+func (s *Store) FlushDecisions(ctx context.Context) error { return s.flushDecisions(ctx) }
+
+// ExpireDecisions deletes decisions that are too old.
+func (s *Store) ExpireDecisions(ctx context.Context) error { return s.expireDecisions(ctx) }
+
+// SetDecisionBudget sets how many decisions may be written.
+func (s *Store) SetDecisionBudget(n int) {
+	s.decisions.budget = float64(n)
+	s.decisions.earned = time.Time{}
 }

@@ -39,6 +39,8 @@ type Options struct {
 	Deployment string
 	// UsageRetention is for how long usage is kept; 0 means DefaultUsageRetention.
 	UsageRetention time.Duration
+	// Decisions tells which decisions are kept.
+	Decisions DecisionsKept
 	// Logger gets what an operator should know; nil discards it. No secret is logged.
 	Logger *slog.Logger
 }
@@ -74,6 +76,7 @@ type Store struct {
 	usageWriting sync.Mutex
 	// usageRetention is for how long usage is kept.
 	usageRetention time.Duration
+	decisions      *decisions
 	replica        replica
 
 	// applied is the revision up to which every change is applied, appliedMark its mark,
@@ -135,7 +138,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	case err != nil:
 		return nil, errors.Join(err, s.abandon())
 	}
-	s.start(ctx, s.listen, s.keepUsage)
+	s.start(ctx, s.listen, s.keepUsage, s.recordDecisions)
 	s.warm(ctx)
 	return s, nil
 }
@@ -166,7 +169,8 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		rehash: newRehashQueue(), uses: newUses(), usage: newUsage(), replica: newReplica(), wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1),
+		rehash: newRehashQueue(), uses: newUses(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
+		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
 	if s.usageRetention = o.UsageRetention; s.usageRetention == 0 {
@@ -353,6 +357,8 @@ type Health struct {
 	// CountedUsage, StoredUsage and DroppedUsage are in decisions: what was counted and is
 	// neither stored nor dropped waits to be written.
 	CountedUsage, StoredUsage, DroppedUsage int64
+	// KeptDecisions and DroppedDecisions count the decisions that were to be kept.
+	KeptDecisions, DroppedDecisions int64
 }
 
 // Health returns the store's health as of now; it asks nobody.
@@ -363,6 +369,7 @@ func (s *Store) Health() Health {
 		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), DroppedUses: s.uses.dropped.Load(),
 		// In this order: what is told is never more than what was counted.
 		StoredUsage: s.usage.stored.Load(), DroppedUsage: s.usage.dropped.Load(),
+		KeptDecisions: s.decisions.written.Load(), DroppedDecisions: s.decisions.dropped.Load(),
 	}
 	h.CountedUsage = s.usage.counted()
 	h.CachedKeys, h.CachedKeyBytes = s.keys.size()

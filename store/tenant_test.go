@@ -50,6 +50,10 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 		return errors.Join(c.InsertAdmin(ctx, all(), &platform, authz.AdminTokens().Generate()),
 			c.AppendAudit(ctx, []manage.AuditEvent{event(c, w.organization.ID, 1), event(c, authz.OrganizationID{}, 1)}))
 	})
+	decision := authz.NewDecisionID(time.Now())
+	storetest.Exec(t, at, `INSERT INTO decisions (id, at, organization_id, environment, method, route, action, code, status, reasons, required,
+		missing, policy_revision, degraded, browser) VALUES ($1, now(), $2, '', '', '', '', 'x', 403, '{}', '{}', '{}', '', '{}', false)`,
+		decision, w.organization.ID)
 	before := dump(t, at)
 	page := manage.Page{Limit: 10}
 	org := w.organization.ID
@@ -67,6 +71,10 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 			},
 			"Key of any": func(ctx context.Context, c manage.Writer) error {
 				_, err := c.Key(ctx, tenant, authz.OrganizationID{}, w.key.ID)
+				return err
+			},
+			"Decision": func(ctx context.Context, c manage.Writer) error {
+				_, err := c.Decision(ctx, tenant, decision)
 				return err
 			},
 			"Caller": func(ctx context.Context, c manage.Writer) error {

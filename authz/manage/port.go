@@ -116,6 +116,9 @@ type Reader interface {
 	Recorded(ctx context.Context, t Tenant, f RecordedFilter, each func(authz.Recorded) error) error
 	RecordedRequests(ctx context.Context, t Tenant, f RecordedFilter) (int64, error)
 
+	// Decision finds a decision that is kept. Those of no organization are within Everyone alone.
+	Decision(ctx context.Context, t Tenant, id authz.DecisionID) (*Decision, error)
+
 	// AuditEvents lists one chain; the platform's (zero) is within Everyone alone.
 	AuditEvents(ctx context.Context, t Tenant, chain authz.OrganizationID, f AuditFilter) ([]AuditEvent, error)
 	// AuditChains lists the organizations within that have a chain, each with its

@@ -39,6 +39,8 @@ type Options struct {
 	// AcceptsForeign tells whether a text has the form of secrets that were imported,
 	// which must not become names; nil for none.
 	AcceptsForeign func(text string) bool
+	// Decisions is what is said of decisions that are not there.
+	Decisions DecisionsKept
 }
 
 // Service does the management operations. Safe for concurrent use.
@@ -54,7 +56,8 @@ type Service struct {
 	format   authz.KeyFormat
 	keys     authz.Peppers
 	// foreign is Options.AcceptsForeign.
-	foreign func(string) bool
+	foreign   func(string) bool
+	decisions DecisionsKept
 
 	// marking is held while checkpoints are made; marked is where chains ended at the last.
 	marking sync.Mutex
@@ -69,7 +72,7 @@ func New(o Options) (*Service, error) {
 	if len(o.AuditKeys.IDs()) == 0 {
 		return nil, errors.New("management needs keys for the audit log")
 	}
-	return &Service{store: o.Store, policy: o.Policy, policies: o.Policies, format: o.Format, keys: o.AuditKeys, foreign: o.AcceptsForeign}, nil
+	return &Service{store: o.Store, policy: o.Policy, policies: o.Policies, format: o.Format, keys: o.AuditKeys, foreign: o.AcceptsForeign, decisions: o.Decisions}, nil
 }
 
 // Request is who asks, and how.

@@ -201,6 +201,11 @@ func (c *Client) RollBackPolicy(ctx context.Context, wanted PolicyRollback, opts
 	return decode[PolicyChange](c.api.RollBackPolicy(ctx, nil, wanted, opts...))
 }
 
+// GetDecision returns a decision that is kept.
+func (c *Client) GetDecision(ctx context.Context, dec string) (*KeptDecision, error) {
+	return decode[KeptDecision](c.api.GetDecision(ctx, id(dec)))
+}
+
 // Replicas returns the replicas, and how far each has applied changes.
 func (c *Client) Replicas(ctx context.Context) (*ReplicaList, error) {
 	return decode[ReplicaList](c.api.ListReplicas(ctx))

@@ -102,6 +102,24 @@ func (e Environment) Valid() bool {
 	}
 }
 
+// Defines values for KeptDecisionDegraded.
+const (
+	Limiter KeptDecisionDegraded = "limiter"
+	Store   KeptDecisionDegraded = "store"
+)
+
+// Valid indicates whether the value is a known member of the KeptDecisionDegraded enum.
+func (e KeptDecisionDegraded) Valid() bool {
+	switch e {
+	case Limiter:
+		return true
+	case Store:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for KeyRotateDrop.
 const (
 	KeyRotateDropOldest KeyRotateDrop = "oldest"
@@ -644,6 +662,50 @@ type ImportResult struct {
 	Imported int           `json:"imported"`
 	Rejected []RejectedRow `json:"rejected"`
 }
+
+// KeptDecision defines model for KeptDecision.
+type KeptDecision struct {
+	Action   *string                `json:"action"`
+	Allow    bool                   `json:"allow"`
+	At       time.Time              `json:"at"`
+	Browser  bool                   `json:"browser"`
+	CallerID *string                `json:"caller_id"`
+	Code     string                 `json:"code"`
+	Degraded []KeptDecisionDegraded `json:"degraded"`
+
+	// Environment The key's, or else the one that was asked for.
+	Environment   *string  `json:"environment"`
+	ID            string   `json:"id"`
+	KeyID         *string  `json:"key_id"`
+	Method        *string  `json:"method"`
+	MissingScopes []string `json:"missing_scopes"`
+
+	// Network The client's: /24 of IPv4, /48 of IPv6.
+	Network *string `json:"network"`
+
+	// OrganizationID null, with key and secret, while the key was not known.
+	OrganizationID *string `json:"organization_id"`
+	PolicyRevision *string `json:"policy_revision"`
+
+	// Reasons Their codes.
+	Reasons        []string `json:"reasons"`
+	RequiredScopes []string `json:"required_scopes"`
+
+	// Route The template that the path matched; the path itself is not kept.
+	Route *string `json:"route"`
+
+	// SecretID The id of the secret that was presented.
+	SecretID *string `json:"secret_id"`
+
+	// Status What the end client was to be told.
+	Status int `json:"status"`
+
+	// Title The code in words.
+	Title string `json:"title"`
+}
+
+// KeptDecisionDegraded defines model for KeptDecision.Degraded.
+type KeptDecisionDegraded string
 
 // Key defines model for Key.
 type Key struct {
@@ -1288,6 +1350,9 @@ type CallerID = string
 // Cursor defines model for Cursor.
 type Cursor = string
 
+// DecisionID defines model for DecisionID.
+type DecisionID = string
+
 // DryRun defines model for DryRun.
 type DryRun = bool
 
@@ -1869,6 +1934,15 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/callers/{caller}/rotate (the `RotateCaller` operationId).
 	RotateCaller(ctx context.Context, caller CallerID, params *RotateCallerParams, body RotateCallerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetDecision Tell what was decided, and why
+	//
+	// Denials are kept for some days (`KEYSTILE_DECISIONS_KEPT_FOR`), as far as there is room, and of allows one in
+	// so many (`KEYSTILE_DECISIONS_KEPT_SAMPLE`). Organization roles see the decisions about their own keys. Of
+	// what is not there, `detail` says as much as the id alone tells: older than they are kept, or not kept.
+	//
+	// Corresponds with GET /v1/decisions/{dec} (the `GetDecision` operationId).
+	GetDecision(ctx context.Context, dec DecisionID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetKey Get a key by its id alone
 	//
 	// Corresponds with GET /v1/keys/{key} (the `GetKey` operationId).
@@ -2420,6 +2494,25 @@ func (c *endpoints) RotateCallerWithBody(ctx context.Context, caller CallerID, p
 // Corresponds with POST /v1/callers/{caller}/rotate (the `RotateCaller` operationId).
 func (c *endpoints) RotateCaller(ctx context.Context, caller CallerID, params *RotateCallerParams, body RotateCallerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRotateCallerRequest(c.Server, caller, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetDecision Tell what was decided, and why
+//
+// Denials are kept for some days (`KEYSTILE_DECISIONS_KEPT_FOR`), as far as there is room, and of allows one in
+// so many (`KEYSTILE_DECISIONS_KEPT_SAMPLE`). Organization roles see the decisions about their own keys. Of
+// what is not there, `detail` says as much as the id alone tells: older than they are kept, or not kept.
+//
+// Corresponds with GET /v1/decisions/{dec} (the `GetDecision` operationId).
+func (c *endpoints) GetDecision(ctx context.Context, dec DecisionID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetDecisionRequest(c.Server, dec)
 	if err != nil {
 		return nil, err
 	}
@@ -3961,6 +4054,40 @@ func NewRotateCallerRequestWithBody(server string, caller CallerID, params *Rota
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+	}
+
+	return req, nil
+}
+
+// NewGetDecisionRequest constructs an http.Request for the GetDecision method
+func NewGetDecisionRequest(server string, dec DecisionID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "dec", dec, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/decisions/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
 	}
 
 	return req, nil
@@ -6154,6 +6281,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/callers/{caller}/rotate (the `RotateCaller` operationId).
 	RotateCallerWithResponse(ctx context.Context, caller CallerID, params *RotateCallerParams, body RotateCallerJSONRequestBody, reqEditors ...RequestEditorFn) (*RotateCallerResponse, error)
 
+	// GetDecisionWithResponse Tell what was decided, and why
+	//
+	// Denials are kept for some days (`KEYSTILE_DECISIONS_KEPT_FOR`), as far as there is room, and of allows one in
+	// so many (`KEYSTILE_DECISIONS_KEPT_SAMPLE`). Organization roles see the decisions about their own keys. Of
+	// what is not there, `detail` says as much as the id alone tells: older than they are kept, or not kept.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/decisions/{dec} (the `GetDecision` operationId).
+	GetDecisionWithResponse(ctx context.Context, dec DecisionID, reqEditors ...RequestEditorFn) (*GetDecisionResponse, error)
+
 	// GetKeyWithResponse Get a key by its id alone
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7034,6 +7172,54 @@ func (r RotateCallerResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RotateCallerResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetDecisionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *KeptDecision
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetDecisionResponse) GetJSON200() *KeptDecision {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetDecisionResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetDecisionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetDecisionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetDecisionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetDecisionResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8695,6 +8881,23 @@ func (c *ClientWithResponses) RotateCallerWithResponse(ctx context.Context, call
 	return ParseRotateCallerResponse(rsp)
 }
 
+// GetDecisionWithResponse Tell what was decided, and why
+//
+// Denials are kept for some days (`KEYSTILE_DECISIONS_KEPT_FOR`), as far as there is room, and of allows one in
+// so many (`KEYSTILE_DECISIONS_KEPT_SAMPLE`). Organization roles see the decisions about their own keys. Of
+// what is not there, `detail` says as much as the id alone tells: older than they are kept, or not kept.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/decisions/{dec} (the `GetDecision` operationId).
+func (c *ClientWithResponses) GetDecisionWithResponse(ctx context.Context, dec DecisionID, reqEditors ...RequestEditorFn) (*GetDecisionResponse, error) {
+	rsp, err := c.GetDecision(ctx, dec, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetDecisionResponse(rsp)
+}
+
 // GetKeyWithResponse Get a key by its id alone
 //
 // Returns a wrapper object for the known response body format(s).
@@ -9623,6 +9826,39 @@ func ParseRotateCallerResponse(rsp *http.Response) (*RotateCallerResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest CallerChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetDecisionResponse parses an HTTP response from a GetDecisionWithResponse call
+func ParseGetDecisionResponse(rsp *http.Response) (*GetDecisionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetDecisionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest KeptDecision
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -19,7 +19,8 @@ func NewPolicyCommand(config Config) *cobra.Command {
 	return group("policy", "Try policies, put them in force, take them back", `A policy is a folder of Rego and data. It goes into force only when it compiles in the
 sandbox, holds the invariants that no policy may break, and passes its own tests and those of
 the policy that is in force; else what is in force stays.`,
-		config.policyShow(), config.policyHistory(), config.policyActivate(), config.policyRollback(), config.policyExplain(), config.policyDiff())
+		config.policyShow(), config.policyHistory(), config.policyActivate(), config.policyRollback(), config.policyExplain(), config.policyDiff(),
+		config.policyWhy())
 }
 
 func (c Config) policyShow() *cobra.Command {

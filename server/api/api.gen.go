@@ -102,6 +102,24 @@ func (e Environment) Valid() bool {
 	}
 }
 
+// Defines values for KeptDecisionDegraded.
+const (
+	Limiter KeptDecisionDegraded = "limiter"
+	Store   KeptDecisionDegraded = "store"
+)
+
+// Valid indicates whether the value is a known member of the KeptDecisionDegraded enum.
+func (e KeptDecisionDegraded) Valid() bool {
+	switch e {
+	case Limiter:
+		return true
+	case Store:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for KeyRotateDrop.
 const (
 	KeyRotateDropOldest KeyRotateDrop = "oldest"
@@ -644,6 +662,50 @@ type ImportResult struct {
 	Imported int           `json:"imported"`
 	Rejected []RejectedRow `json:"rejected"`
 }
+
+// KeptDecision defines model for KeptDecision.
+type KeptDecision struct {
+	Action   *string                `json:"action"`
+	Allow    bool                   `json:"allow"`
+	At       time.Time              `json:"at"`
+	Browser  bool                   `json:"browser"`
+	CallerID *string                `json:"caller_id"`
+	Code     string                 `json:"code"`
+	Degraded []KeptDecisionDegraded `json:"degraded"`
+
+	// Environment The key's, or else the one that was asked for.
+	Environment   *string  `json:"environment"`
+	ID            string   `json:"id"`
+	KeyID         *string  `json:"key_id"`
+	Method        *string  `json:"method"`
+	MissingScopes []string `json:"missing_scopes"`
+
+	// Network The client's: /24 of IPv4, /48 of IPv6.
+	Network *string `json:"network"`
+
+	// OrganizationID null, with key and secret, while the key was not known.
+	OrganizationID *string `json:"organization_id"`
+	PolicyRevision *string `json:"policy_revision"`
+
+	// Reasons Their codes.
+	Reasons        []string `json:"reasons"`
+	RequiredScopes []string `json:"required_scopes"`
+
+	// Route The template that the path matched; the path itself is not kept.
+	Route *string `json:"route"`
+
+	// SecretID The id of the secret that was presented.
+	SecretID *string `json:"secret_id"`
+
+	// Status What the end client was to be told.
+	Status int `json:"status"`
+
+	// Title The code in words.
+	Title string `json:"title"`
+}
+
+// KeptDecisionDegraded defines model for KeptDecision.Degraded.
+type KeptDecisionDegraded string
 
 // Key defines model for Key.
 type Key struct {
@@ -1288,6 +1350,9 @@ type CallerID = string
 // Cursor defines model for Cursor.
 type Cursor = string
 
+// DecisionID defines model for DecisionID.
+type DecisionID = string
+
 // DryRun defines model for DryRun.
 type DryRun = bool
 
@@ -1722,6 +1787,9 @@ type ServerInterface interface {
 	// RotateCaller Give a caller a new token; the old one works on for the grace
 	// (POST /v1/callers/{caller}/rotate)
 	RotateCaller(c *gin.Context, caller CallerID, params RotateCallerParams)
+	// GetDecision Tell what was decided, and why
+	// (GET /v1/decisions/{dec})
+	GetDecision(c *gin.Context, dec DecisionID)
 	// GetKey Get a key by its id alone
 	// (GET /v1/keys/{key})
 	GetKey(c *gin.Context, key KeyID)
@@ -2340,6 +2408,31 @@ func (siw *ServerInterfaceWrapper) RotateCaller(c *gin.Context) {
 	}
 
 	siw.Handler.RotateCaller(c, caller, params)
+}
+
+// GetDecision operation middleware
+func (siw *ServerInterfaceWrapper) GetDecision(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "dec" -------------
+	var dec DecisionID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "dec", c.Param("dec"), &dec, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dec: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetDecision(c, dec)
 }
 
 // GetKey operation middleware
@@ -3729,6 +3822,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/v1/policy/activate", wrapper.ActivatePolicy)
 	router.POST(options.BaseURL+"/v1/policy/diff", wrapper.DiffPolicy)
 	router.POST(options.BaseURL+"/v1/policy/rollback", wrapper.RollBackPolicy)
+	router.GET(options.BaseURL+"/v1/decisions/:dec", wrapper.GetDecision)
 	router.GET(options.BaseURL+"/v1/replicas", wrapper.ListReplicas)
 }
 
@@ -4200,6 +4294,45 @@ type RotateCallerdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response RotateCallerdefaultApplicationProblemPlusJSONResponse) VisitRotateCallerResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDecisionRequestObject struct {
+	Dec DecisionID `json:"dec"`
+}
+
+type GetDecisionResponseObject interface {
+	VisitGetDecisionResponse(w http.ResponseWriter) error
+}
+
+type GetDecision200JSONResponse KeptDecision
+
+func (response GetDecision200JSONResponse) VisitGetDecisionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDecisiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetDecisiondefaultApplicationProblemPlusJSONResponse) VisitGetDecisionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5534,6 +5667,9 @@ type StrictServerInterface interface {
 	// RotateCaller Give a caller a new token; the old one works on for the grace
 	// (POST /v1/callers/{caller}/rotate)
 	RotateCaller(ctx context.Context, request RotateCallerRequestObject) (RotateCallerResponseObject, error)
+	// GetDecision Tell what was decided, and why
+	// (GET /v1/decisions/{dec})
+	GetDecision(ctx context.Context, request GetDecisionRequestObject) (GetDecisionResponseObject, error)
 	// GetKey Get a key by its id alone
 	// (GET /v1/keys/{key})
 	GetKey(ctx context.Context, request GetKeyRequestObject) (GetKeyResponseObject, error)
@@ -6076,6 +6212,32 @@ func (sh *strictHandler) RotateCaller(ctx *gin.Context, caller CallerID, params 
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(RotateCallerResponseObject); ok {
 		if err := validResponse.VisitRotateCallerResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetDecision operation middleware
+func (sh *strictHandler) GetDecision(ctx *gin.Context, dec DecisionID) {
+	var request GetDecisionRequestObject
+
+	request.Dec = dec
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDecision(ctx, request.(GetDecisionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDecision")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetDecisionResponseObject); ok {
+		if err := validResponse.VisitGetDecisionResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
