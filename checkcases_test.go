@@ -103,6 +103,7 @@ type answer struct {
 	Degraded []string
 	// PolicyRevision is the policy that decided.
 	PolicyRevision string `json:"policy_revision"`
+	DecisionID     string `json:"decision_id"`
 
 	Errors []struct{ Pointer, Message string }
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -290,9 +293,9 @@ func (v configValues) check(need configNeed) (Config, error) {
 			continue
 		}
 		if err := s.parse(&c, text); err != nil {
-			shown := fmt.Sprintf(" %q", text)
-			if s.secret {
-				shown = ""
+			shown := ""
+			if s.shown(text) == text {
+				shown = fmt.Sprintf(" %q", text)
 			}
 			problems = append(problems, fmt.Errorf("%s%s: %w; accepted: %s", s.variable(), shown, err, s.form))
 		}
@@ -332,6 +335,7 @@ func (v configValues) checkTogether(c Config, need configNeed) []error {
 	if (c.TLSCert == "") != (c.TLSKey == "") || c.TLSClientCA != "" && c.TLSCert == "" {
 		problems = append(problems, errors.New("KEYSTILE_TLS_CERT and KEYSTILE_TLS_KEY belong together, and KEYSTILE_TLS_CLIENT_CA needs both"))
 	}
+	problems = append(problems, c.checkDecisionLog()...)
 	for _, l := range []struct {
 		variable, address string
 		tls               bool
@@ -360,6 +364,21 @@ func checkPolicySource(c Config) []error {
 	}
 	if at != nil && at.Scheme != "https" && !origin.Local(at) && !c.InsecurePlaintext {
 		problems = append(problems, errors.New("KEYSTILE_POLICY_BUNDLE_URL is not https, and not of this machine; use https, or set KEYSTILE_INSECURE_PLAINTEXT=true"))
+	}
+	return problems
+}
+
+// checkDecisionLog refuses to send decisions in the clear, and a token that nobody gets.
+func (c Config) checkDecisionLog() []error {
+	u, err := url.Parse(c.DecisionLog)
+	isURL := err == nil && u.Host != ""
+	var problems []error
+	if isURL && u.Scheme == "http" && !c.InsecurePlaintext && !loopback(net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80"))) {
+		problems = append(problems, fmt.Errorf("KEYSTILE_DECISION_LOG %q would send decisions without TLS; "+
+			"use https, an address of this machine, or set KEYSTILE_INSECURE_PLAINTEXT=true", c.DecisionLog))
+	}
+	if c.DecisionLogToken != "" && !isURL {
+		problems = append(problems, errors.New("KEYSTILE_DECISION_LOG_TOKEN goes with a URL in KEYSTILE_DECISION_LOG; set that, or remove the token"))
 	}
 	return problems
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/store"
 )
 
 // configCase is what configuration is read from in a test.
@@ -66,10 +67,13 @@ func TestConfig_DefaultsAreTheContracts(t *testing.T) {
 	got := []any{
 		c.Listen, c.OpsListen, c.Pprof, c.InsecurePlaintext, c.OnLimiterOutage, c.StaleMax, c.Realm, c.Opaque401,
 		len(c.TrustedProxies), c.PolicyDir, c.Deployment, c.KeyFormat == mustKeyFormat(t, "sk"), c.PublicURL == nil,
+		c.DecisionLog, c.Decisions,
 	}
 	want := []any{
 		"127.0.0.1:8080", "127.0.0.1:9090", false, false, authz.LimiterLocal, 5 * time.Minute, "api", false,
 		0, "", "", true, true,
+		"",
+		store.DecisionsKept{For: 7 * 24 * time.Hour, Sample: 1000},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -140,7 +144,8 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 		"KEYSTILE_ON_LIMITER_OUTAGE=closed", "KEYSTILE_STALE_MAX=24h", "KEYSTILE_PUBLIC_URL=https://auth.example/base",
 		"KEYSTILE_TRUSTED_PROXIES=10.1.2.3/8, fd00::/8", "KEYSTILE_OPAQUE_401=true", "KEYSTILE_LOG_LEVEL=debug",
 		"KEYSTILE_LOG_FORMAT=json", "KEYSTILE_DEPLOYMENT=dev", "KEYSTILE_POLICY_DIR=/etc/keystile",
-		"KEYSTILE_TLS_CERT=/c", "KEYSTILE_TLS_KEY=/k", "KEYSTILE_TLS_CLIENT_CA=/a",
+		"KEYSTILE_TLS_CERT=/c", "KEYSTILE_TLS_KEY=/k", "KEYSTILE_TLS_CLIENT_CA=/a", "KEYSTILE_DECISION_LOG=https://siem.example/logs",
+		"KEYSTILE_DECISION_LOG_TOKEN=t", "KEYSTILE_DECISIONS_KEPT_FOR=0", "KEYSTILE_DECISIONS_KEPT_SAMPLE=0", "KEYSTILE_DECISIONS_KEPT_NETWORK=false",
 	), need: needsService}.load()
 	if err != nil {
 		t.Fatal(err)
@@ -152,10 +157,13 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 	got := []any{
 		c.KeyFormat == mustKeyFormat(t, "acme2"), c.OnLimiterOutage, c.StaleMax, c.PublicURL.String(), c.Opaque401,
 		c.LogLevel, c.LogFormat, c.Deployment, c.PolicyDir, c.TLSCert, c.TLSKey, c.TLSClientCA,
+		c.DecisionLog, c.DecisionLogToken, c.Decisions,
 	}
 	if diff := cmp.Diff([]any{
 		true, authz.LimiterClosed, 24 * time.Hour, "https://auth.example/base", true,
 		slog.LevelDebug, "json", "dev", "/etc/keystile", "/c", "/k", "/a",
+		"https://siem.example/logs", "t",
+		store.DecisionsKept{NoNetworks: true},
 	}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -186,6 +194,11 @@ func TestConfig_WrongValuesAreRefusedByName(t *testing.T) {
 		"KEYSTILE_POLICY_BUNDLE_URL":  {"bundles.example/b", "ftp://a/b", "https://a", "https://a/", "https:///b", "https://a/b#c"},
 		"KEYSTILE_POLICY_BUNDLE_KEY":  {"x", "a:secret", "a:MEI="},
 		"KEYSTILE_POLICY_BUNDLE_POLL": {"1", "99ms", "2h"},
+		// Decisions.
+		"KEYSTILE_DECISION_LOG":           {"stderr", "file:", "/var/log/x", "ftp://a", "https://", "https://a?b=c", "https://u:p@a"},
+		"KEYSTILE_DECISIONS_KEPT_FOR":     {"7", "1m", "721h", "-1h"},
+		"KEYSTILE_DECISIONS_KEPT_SAMPLE":  {"-1", "0.1", "1000001", "all"},
+		"KEYSTILE_DECISIONS_KEPT_NETWORK": {"no"},
 		// What this version has no part for must not be ignored.
 		"KEYSTILE_GRPC_LISTEN":   {"127.0.0.1:1"},
 		"KEYSTILE_PUBLIC_LISTEN": {"127.0.0.1:1"},
@@ -258,6 +271,11 @@ func TestConfig_PlaintextStaysOnLoopback(t *testing.T) {
 		{"all interfaces with TLS", append([]string{"KEYSTILE_LISTEN=:0"}, tls...), true},
 		{"a certificate without a key", tls[:1], false},
 		{"a key without a certificate", tls[1:], false},
+		{"decisions to this machine", []string{"KEYSTILE_DECISION_LOG=http://127.0.0.1:1/logs"}, true},
+		{"decisions to another", []string{"KEYSTILE_DECISION_LOG=http://siem.example/logs"}, false},
+		{"decisions to another with TLS", []string{"KEYSTILE_DECISION_LOG=https://siem.example/logs"}, true},
+		{"decisions to another, by will", []string{"KEYSTILE_DECISION_LOG=http://siem.example/logs", "KEYSTILE_INSECURE_PLAINTEXT=true"}, true},
+		{"a token that nobody gets", []string{"KEYSTILE_DECISION_LOG=stdout", "KEYSTILE_DECISION_LOG_TOKEN=x"}, false},
 		{"authorities without a certificate", []string{"KEYSTILE_TLS_CLIENT_CA=/a"}, false},
 	}
 	for _, tt := range tests {
@@ -380,6 +398,8 @@ func TestConfig_SecretsAreNeverPrinted(t *testing.T) {
 		{file: "peppers: *" + secret + "\n"},
 		{file: "peppers: [" + secret + "]\n"},
 		{environ: []string{"KEYSTILE_REDIS_URL=redis://" + secret, "KEYSTILE_REDIS_URL_FILE=x"}},
+		{environ: []string{"KEYSTILE_DECISION_LOG=https://u:" + secret + "@h/logs"}},
+		{environ: []string{"KEYSTILE_DECISION_LOG=https://h/logs?token=" + secret}},
 		{environ: []string{"KEYSTILE_LISTEN=x", "KEYSTILE_PEPPERS=" + secret, "KEYSTILE_TOKEN=" + secret}},
 	}
 	for i, c := range wrong {
@@ -389,7 +409,7 @@ func TestConfig_SecretsAreNeverPrinted(t *testing.T) {
 	}
 	c, values, err := configCase{environ: []string{
 		"KEYSTILE_DATABASE_URL=postgres://u:" + secret + "@127.0.0.1/d", "KEYSTILE_REDIS_URL=redis://:" + secret + "@127.0.0.1",
-		"KEYSTILE_PEPPERS=" + authz.NewPepper("a"), "KEYSTILE_TOKEN=" + secret,
+		"KEYSTILE_PEPPERS=" + authz.NewPepper("a"), "KEYSTILE_TOKEN=" + secret, "KEYSTILE_DECISION_LOG=https://h/logs", "KEYSTILE_DECISION_LOG_TOKEN=" + secret,
 	}, need: needsService}.load()
 	if err != nil {
 		t.Fatal(err)

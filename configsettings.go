@@ -37,6 +37,16 @@ type setting struct {
 // variable returns the environment variable's name.
 func (s setting) variable() string { return configPrefix + strings.ToUpper(s.name) }
 
+// shown returns a value as it may be printed: nothing of a secret, nor of a URL with a password
+// or a query, which may be one.
+func (s setting) shown(value string) string {
+	_, rest, isURL := strings.Cut(value, "://")
+	if value != "" && (s.secret || isURL && strings.ContainsAny(rest, "@?")) {
+		return "[REDACTED]"
+	}
+	return value
+}
+
 // flag returns the flag's name without dashes.
 func (s setting) flag() string { return strings.ReplaceAll(s.name, "_", "-") }
 
@@ -137,6 +147,31 @@ func settings() []setting {
 			parse: parseBool(func(c *Config) *bool { return &c.Opaque401 }),
 		},
 		{name: "trusted_proxies", form: "CIDRs, separated by commas; for management addresses only", parse: parseCIDRs},
+		{
+			name: "decision_log", form: "stdout, file:PATH, or an https URL that takes OPA's decision logs; empty: off",
+			parse: parseDecisionLog,
+		},
+		{
+			name: "decision_log_token", form: "bearer token for the decision log's URL", secret: true,
+			parse: parseText(func(c *Config) *string { return &c.DecisionLogToken }),
+		},
+		{
+			name: "decisions_kept_for", form: "duration between 1h and 720h; 0 keeps no decision", fallback: store.DefaultKeepDecisions.String(),
+			parse: parseDecisionsKeptFor,
+		},
+		{
+			name: "decisions_kept_sample", form: "of allows one in so many is kept, up to 1000000; 0 none, 1 all", fallback: strconv.Itoa(store.DefaultDecisionSample),
+			parse: parseDecisionsKeptSample,
+		},
+		{
+			name: "decisions_kept_network", form: "true or false: keep the client's network (/24, /48) with a decision", fallback: "true",
+			parse: func(c *Config, v string) error {
+				var kept bool
+				err := parseBool(func(*Config) *bool { return &kept })(c, v)
+				c.Decisions.NoNetworks = !kept
+				return err
+			},
+		},
 		{
 			name: "deployment", form: "dev to join the demonstration of keystile dev, else empty",
 			parse: func(c *Config, v string) error {
@@ -273,6 +308,46 @@ func parseCIDRs(c *Config, v string) error {
 	return nil
 }
 
+// parseDecisionLog takes where decisions are logged. A URL's host and scheme are judged with
+// the other settings.
+func parseDecisionLog(c *Config, v string) error {
+	path, isFile := strings.CutPrefix(v, "file:")
+	switch {
+	case v == "", v == "stdout":
+	case isFile && path == "":
+		return fmt.Errorf("names no file")
+	case isFile:
+	default:
+		u, err := url.Parse(v)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+			return fmt.Errorf("is none of them, or a URL with a query or a password")
+		}
+	}
+	c.DecisionLog = v
+	return nil
+}
+
+func parseDecisionsKeptFor(c *Config, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return fmt.Errorf("is not a duration like 168h")
+	}
+	if d != 0 && (d < time.Hour || d > 720*time.Hour) {
+		return fmt.Errorf("is out of range")
+	}
+	c.Decisions.For = d
+	return nil
+}
+
+func parseDecisionsKeptSample(c *Config, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 || n > 1_000_000 {
+		return fmt.Errorf("is not such a number")
+	}
+	c.Decisions.Sample = n
+	return nil
+}
+
 // Config is the service's configuration, checked. It holds secrets, so it prints as
 // its name alone, however it is printed; `config show` tells what is in it.
 type Config struct {
@@ -297,6 +372,9 @@ type Config struct {
 	Opaque401                    bool
 	TrustedProxies               []netip.Prefix
 	Deployment                   string
+	DecisionLog                  string
+	DecisionLogToken             string
+	Decisions                    store.DecisionsKept
 	LogLevel                     slog.Level
 	LogFormat                    string
 }

@@ -55,10 +55,7 @@ func newConfigShowCommand() *cobra.Command {
 func printSettings(w io.Writer, output string, values configValues) error {
 	var shown []shownSetting
 	for _, s := range settings() {
-		row := shownSetting{Name: s.variable(), Value: values.text[s.name], Source: values.source[s.name], Form: s.form}
-		if s.secret && row.Value != "" {
-			row.Value = "[REDACTED]"
-		}
+		row := shownSetting{Name: s.variable(), Value: s.shown(values.text[s.name]), Source: values.source[s.name], Form: s.form}
 		shown = append(shown, row)
 	}
 	return printData(w, output, shown, func(table io.Writer) {

@@ -25,7 +25,7 @@ func (s *service) readiness() server.Readiness {
 			"limiter": limiter,
 			"policy":  policyDetails(revision, state, failing),
 		},
-		Figures: slices.Concat(figures(st, limiter), policyFigures(state), s.failingFigures(failing)),
+		Figures: slices.Concat(figures(st, limiter), policyFigures(state), s.failingFigures(failing), decisionFigures(s.decisions)),
 	}
 	if limiter.Degraded {
 		r.Degraded = append(r.Degraded, "limiter")
@@ -149,6 +149,8 @@ func figures(st store.Health, limiter ratelimit.Health) []server.Figure {
 		{Name: "usage_counted_total", Help: "Decisions that were counted.", Value: float64(st.CountedUsage)},
 		{Name: "usage_stored_total", Help: "Counted decisions that are in Postgres.", Value: float64(st.StoredUsage)},
 		{Name: "usage_dropped_total", Help: "Counted decisions that found no place while they could not be written.", Value: float64(st.DroppedUsage)},
+		{Name: "decisions_kept_total", Help: "Decisions that were kept in Postgres.", Value: float64(st.KeptDecisions)},
+		{Name: "decisions_kept_dropped_total", Help: "Decisions that were to be kept and are not: more than there is room for, or they could not be written.", Value: float64(st.DroppedDecisions)},
 		{Name: "key_cache_records", Help: "Key records in memory.", Value: float64(st.CachedKeys)},
 		{Name: "key_cache_bytes", Help: "About what the key records in memory take.", Value: float64(st.CachedKeyBytes)},
 		{Name: "replicas_live", Help: "Replicas with a fresh heartbeat, as Postgres last said.", Value: float64(st.LiveReplicas)},

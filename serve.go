@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/decisionlog"
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/authz/ratelimit"
 	"github.com/supportstation/keystile/server"
@@ -61,6 +62,7 @@ type service struct {
 	store                 *store.Store
 	policy                *policySource
 	limiter               *ratelimit.Limiter
+	decisions             *decisionlog.Log // nil while the decision log is off
 	cancel                context.CancelFunc
 	served                chan error
 	// stopMarking ends the audit log's checkpoints, with a last one.
@@ -94,7 +96,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	}
 	s.store, err = store.Open(ctx, store.Options{
 		URL: cfg.DatabaseURL, Peppers: cfg.Peppers, StaleMax: cfg.StaleMax, Deployment: cfg.Deployment,
-		UsageRetention: cfg.UsageRetention, Logger: log,
+		UsageRetention: cfg.UsageRetention, Decisions: cfg.Decisions, Logger: log,
 	})
 	if err != nil {
 		return dependencyError(err)
@@ -106,8 +108,15 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	if err != nil {
 		return configError(err)
 	}
+	recorders := []authz.DecisionRecorder{s.store}
+	if s.decisions, err = newDecisionLog(cfg, engine, log); err != nil {
+		return err
+	}
+	if s.decisions != nil {
+		recorders = append(recorders, s.decisions)
+	}
 	checker, err := authz.NewChecker(authz.CheckerOptions{
-		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store, Usage: s.store,
+		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store, Usage: s.store, Decisions: recorders,
 		Realm: cfg.Realm, Opaque401: cfg.Opaque401,
 	})
 	if err != nil {
@@ -115,7 +124,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	}
 	management, err := manage.New(manage.Options{
 		Store: s.store, Policy: engine, Policies: s.policy.keeper, Format: cfg.KeyFormat, AuditKeys: manage.AuditKeys(cfg.AuditKeys, cfg.Peppers),
-		AcceptsForeign: s.store.AcceptsForeign,
+		AcceptsForeign: s.store.AcceptsForeign, Decisions: manage.DecisionsKept{For: cfg.Decisions.For, Sample: cfg.Decisions.Sample},
 	})
 	if err != nil {
 		return configError(err)
@@ -223,8 +232,12 @@ func newLogger(cfg Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// announce prints that the service is ready: one JSON line, or a sentence.
+// announce prints that the service is ready: one JSON line, or a sentence. Decisions that are
+// logged to standard output come behind it.
 func (s *service) announce(w io.Writer, output string) error {
+	if s.decisions != nil {
+		defer s.decisions.Start()
+	}
 	var err error
 	if output == "json" {
 		err = json.NewEncoder(w).Encode(struct {
@@ -270,6 +283,9 @@ func (s *service) closeParts() error {
 	if s.stopMarking != nil {
 		s.stopMarking()
 		s.marking.Wait()
+	}
+	if s.decisions != nil {
+		errs = append(errs, s.decisions.Close())
 	}
 	if s.policy != nil {
 		s.policy.close()

@@ -116,6 +116,8 @@ func get(t *testing.T, client *http.Client, url string) (int, string) {
 func TestE2E_NoSecretIsKeptOrLogged(t *testing.T) {
 	env := testEnvironment(t)
 	env["KEYSTILE_LOG_LEVEL"] = "debug"
+	decisions := filepath.Join(t.TempDir(), "decisions.log")
+	env["KEYSTILE_DECISION_LOG"], env["KEYSTILE_DECISIONS_KEPT_SAMPLE"] = "file:"+decisions, "1"
 	cfg, err := configFromEnvironment(env)
 	if err != nil {
 		t.Fatal(err)
@@ -140,8 +142,15 @@ func TestE2E_NoSecretIsKeptOrLogged(t *testing.T) {
 	if err := s.close(); err != nil {
 		t.Fatal(err)
 	}
+	logged, err := os.ReadFile(decisions)
+	if err != nil || bytes.Count(logged, []byte("\n")) != 3 {
+		t.Fatalf("the decision log is not of three decisions: %v: %s", err, logged)
+	}
+	if n := storetest.Count(t, env["KEYSTILE_DATABASE_URL"], `SELECT count(*) FROM decisions`); n != 3 {
+		t.Fatalf("%d decisions are kept, not three", n)
+	}
 	everything := strings.Join([]string{
-		log.String(), metrics, readiness, dumpPostgres(t, env["KEYSTILE_DATABASE_URL"]), dumpRedis(t),
+		log.String(), metrics, readiness, string(logged), dumpPostgres(t, env["KEYSTILE_DATABASE_URL"]), dumpRedis(t),
 	}, "\n")
 	if !strings.Contains(everything, "keystile_decisions_total") || !strings.Contains(everything, "…") {
 		t.Fatal("the dumps are empty: this test looks at nothing")
