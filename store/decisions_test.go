@@ -187,6 +187,25 @@ func TestDecisions_AFloodIsBoundedAndPushesNobodyOut(t *testing.T) {
 	}
 }
 
+// However much room there is, one key has so much of it a second.
+func TestDecisions_OneKeyHasItsShare(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := keeping(t, at, week)
+	w := newWhole(t, s, "acme")
+	for range 2 {
+		for range 3 * store.MaxDecisionsOfOne {
+			q, d := denied(w)
+			s.Decided(q, d)
+		}
+		if err := s.FlushDecisions(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := storetest.Count(t, at, `SELECT count(*) FROM decisions`); n != 2*store.MaxDecisionsOfOne {
+		t.Errorf("%d of one key in two turns, want %d", n, 2*store.MaxDecisionsOfOne)
+	}
+}
+
 func TestDecisions_WhatIsTooOldIsDeletedByAnyReplica(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := keeping(t, at, week)
@@ -226,11 +245,12 @@ func TestDecisions_WaitForPostgresAndAreWrittenOnce(t *testing.T) {
 	if err := s.FlushDecisions(gone); err == nil {
 		t.Fatal("it was written without Postgres")
 	}
+	if err := s.FlushDecisions(t.Context()); err != nil || readDecision(t, s, all(), d.ID) == nil {
+		t.Fatalf("what waited was not written: %v", err)
+	}
 	s.Decided(q, d) // the same, as if an answer had been lost
-	for range 2 {
-		if err := s.FlushDecisions(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	if err := s.FlushDecisions(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	storetest.Exec(t, at, `ALTER TABLE decisions ADD CHECK (code <> 'bad')`)
 	_, refused := denied(w)
