@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/supportstation/keystile/authz/decisionlog"
 	"github.com/supportstation/keystile/authz/policy"
@@ -19,6 +21,8 @@ func newDecisionLog(cfg Config, engine *policy.Engine, log *slog.Logger) (*decis
 	case cfg.DecisionLog == "":
 		return nil, nil //nolint:nilnil // none is an answer
 	case cfg.DecisionLog == "stdout":
+		// A reader that has gone must not end the service: the write says so instead.
+		signal.Ignore(syscall.SIGPIPE)
 		sink = decisionlog.NewLines(os.Stdout)
 	case isFile:
 		file, err := decisionlog.NewFile(path)
@@ -37,6 +41,15 @@ func newDecisionLog(cfg Config, engine *policy.Engine, log *slog.Logger) (*decis
 		"app": "keystile", "id": fmt.Sprintf("%s:%d", host, os.Getpid()), "version": readVersion().Version,
 	})
 	return decisionlog.New(encoder, sink, log), nil
+}
+
+// decisionLogDetails are for /readyz; nil while the decision log is off.
+func decisionLogDetails(l *decisionlog.Log) any {
+	if l == nil {
+		return nil
+	}
+	h := l.Health()
+	return map[string]any{"written": h.Written, "dropped": h.Dropped, "hidden": h.Hidden, "waiting": h.Waiting, "failing": h.Failing}
 }
 
 // decisionFigures are those of the decision log, zero while it is off.

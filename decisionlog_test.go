@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -8,13 +9,16 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/open-policy-agent/opa/v1/plugins/logs"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/store"
 )
 
 // The decision log as an operator turns it on: OPA reads every line, and each decision of a
@@ -99,4 +103,65 @@ func TestE2E_ADecisionLogThatIsStuckSlowsNoCheck(t *testing.T) {
 	if h := s.decisions.Health(); h.Dropped != 50 || h.Written != 0 {
 		t.Errorf("%+v", h)
 	}
+}
+
+// On standard output decisions come behind the line that says "ready", and a reader that has
+// gone takes nothing with it.
+func TestE2E_DecisionsOnStandardOutputOutliveTheirReader(t *testing.T) {
+	env := testEnvironment(t)
+	cfg, err := configFromEnvironment(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(t.Context(), store.Options{URL: cfg.DatabaseURL, Peppers: cfg.Peppers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenant := addTenant(t, s, cfg.KeyFormat)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startProgram(t, func(cmd *exec.Cmd) {
+		cmd.Stdout = writer
+		for name, value := range env {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+		cmd.Env = append(cmd.Env, "KEYSTILE_DECISION_LOG=stdout")
+	}, "serve", "-o", "json")
+	_ = writer.Close()
+	lines := bufio.NewReader(reader)
+	var ready struct{ URL string }
+	if err := json.NewDecoder(strings.NewReader(line(t, lines))).Decode(&ready); err != nil || ready.URL == "" {
+		t.Fatalf("it is not ready: %v", err)
+	}
+	a, _ := postCheck(t, testClient(), ready.URL, tenant.token, tenant.key.Reveal())
+	if logged := line(t, lines); !strings.Contains(logged, a.DecisionID) {
+		t.Errorf("not the decision: %s", logged)
+	}
+	_ = reader.Close()
+	for range 20 {
+		if a, _ := postCheck(t, testClient(), ready.URL, tenant.token, tenant.key.Reveal()); !a.Allow {
+			t.Errorf("%+v", a)
+		}
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.wait(t)
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 || !strings.Contains(p.stderr.String(), "the decision log cannot be written") {
+		t.Errorf("exit status %d: %s", code, p.stderr)
+	}
+}
+
+func line(t *testing.T, r *bufio.Reader) string {
+	t.Helper()
+	text, err := r.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }

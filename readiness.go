@@ -24,6 +24,9 @@ func (s *service) readiness() server.Readiness {
 			},
 			"limiter": limiter,
 			"policy":  policyDetails(revision, state, failing),
+			"decisions": map[string]any{
+				"kept": st.KeptDecisions, "kept_dropped": st.DroppedDecisions, "log": decisionLogDetails(s.decisions),
+			},
 		},
 		Figures: slices.Concat(figures(st, limiter), policyFigures(state), s.failingFigures(failing), decisionFigures(s.decisions)),
 	}

@@ -15,6 +15,9 @@ import (
 const (
 	// checkPath is the check's entry point as a path of OPA's.
 	checkPath = "keystile/check/decision"
+	// maskBudget is how long a mask may take. Nobody waits for it, and a busy machine must not
+	// hide what a mask would show.
+	maskBudget = 250 * time.Millisecond
 	// bundleName is under which an event names the policy's revision.
 	bundleName = "keystile"
 )
@@ -28,12 +31,13 @@ type EventEncoder struct {
 	lane *lane
 	// inForce is the engine's snapshot, masking the same one on the encoder's lane.
 	inForce, masking *Snapshot
+	budget           time.Duration
 }
 
 // NewEventEncoder returns an encoder for the decisions of an Engine. The labels say whose
 // they are, and stand in every event.
 func NewEventEncoder(e *Engine, labels map[string]string) *EventEncoder {
-	return &EventEncoder{engine: e, labels: labels, lane: newLane()}
+	return &EventEncoder{engine: e, labels: labels, lane: newLane(), budget: maskBudget}
 }
 
 // event is OPA's EventV1, as far as there is something to say. Its field error is left out:
@@ -123,7 +127,7 @@ func (e *EventEncoder) fill(ctx context.Context, out *event, r *authz.DecisionRe
 	if err != nil {
 		return hiddenNoInput
 	}
-	ops, hidden := s.maskOf(ctx, asked, newDeadline(ctx, e.engine.budget))
+	ops, hidden := s.maskOf(ctx, asked, newDeadline(ctx, e.budget))
 	if hidden != "" {
 		return hidden
 	}

@@ -52,6 +52,13 @@ func masking(t testing.TB, mask string) *Engine {
 	return NewEngine(mustLoad(t, files))
 }
 
+// patient is an encoder that no busy machine hurries.
+func patient(e *Engine, labels map[string]string) *EventEncoder {
+	encoder := NewEventEncoder(e, labels)
+	encoder.budget = 30 * time.Second
+	return encoder
+}
+
 // opaEvent reads a line as OPA does, and wants nothing in it that OPA does not know.
 func opaEvent(t testing.TB, line []byte) logs.EventV1 {
 	t.Helper()
@@ -66,7 +73,7 @@ func opaEvent(t testing.TB, line []byte) logs.EventV1 {
 
 func encoded(t testing.TB, e *Engine, r *authz.DecisionRecord) (logs.EventV1, string) {
 	t.Helper()
-	line, hidden := NewEventEncoder(e, map[string]string{"id": "replica"}).Encode(t.Context(), r)
+	line, hidden := patient(e, map[string]string{"id": "replica"}).Encode(t.Context(), r)
 	return opaEvent(t, line), hidden
 }
 
@@ -133,7 +140,7 @@ func TestEvent_WithoutThePolicyTellsWhatWasKnown(t *testing.T) {
 // where.
 func TestEvent_ShippedMaskHidesPersonsAndSecrets(t *testing.T) {
 	engine := NewEngine(mustLoad(t, shipped()))
-	encoder := NewEventEncoder(engine, nil)
+	encoder := patient(engine, nil)
 	hash := fmt.Sprintf("%x", presented.Hash())
 	for name, r := range map[string]*authz.DecisionRecord{
 		"ordinary": decided(t),
@@ -185,7 +192,11 @@ func TestMask_ThatFailsHidesEverything(t *testing.T) {
 		"a large one ends": {`mask := {x | some n in numbers.range(1, 10001); x := sprintf("/input/%d", [n])}`, hiddenNotMask},
 	} {
 		t.Run(name, func(t *testing.T) {
-			line, hidden := NewEventEncoder(masking(t, tt.mask), nil).Encode(t.Context(), decided(t))
+			encoder := patient(masking(t, tt.mask), nil)
+			if tt.why == hiddenTimeout {
+				encoder.budget = maskBudget
+			}
+			line, hidden := encoder.Encode(t.Context(), decided(t))
 			event := opaEvent(t, line)
 			if hidden != tt.why || event.Input != nil || event.Result != nil || event.Custom["hidden"] != hidden ||
 				!slices.Equal(event.Erased, []string{"/input", "/result"}) || event.DecisionID == "" {
@@ -201,7 +212,7 @@ func TestMask_ThatFailsHidesEverything(t *testing.T) {
 // What a mask says is of the policy in force when the event is written.
 func TestMask_FollowsThePolicyInForce(t *testing.T) {
 	engine := masking(t, "mask := set()")
-	encoder := NewEventEncoder(engine, nil)
+	encoder := patient(engine, nil)
 	if line, _ := encoder.Encode(t.Context(), decided(t)); !strings.Contains(string(line), "billing") {
 		t.Errorf("%s", line)
 	}
