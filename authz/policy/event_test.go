@@ -19,7 +19,7 @@ import (
 )
 
 // presented is what the client of an example sent.
-var presented = authz.NewSecret("sk_live_0123456789abcdefghijABCDEFGHIJ012345")
+var presented = authz.NewSecret("sk_live_" + strings.Repeat("0aZ", 12))
 
 // decided is an example of a denial, as it is recorded.
 func decided(t testing.TB, change ...func(*authz.Check, *authz.Decision)) *authz.DecisionRecord {
