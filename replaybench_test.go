@@ -27,11 +27,11 @@ func BenchmarkReplay_Million(b *testing.B) {
 			s := storetest.Open(b, at, storetest.Peppers(b, "p1"))
 			db := sqlx.MustConnect("postgres", at)
 			defer func() { _ = db.Close() }()
-			insertTraffic(b, db, bm.keys, bm.kinds, bm.hours)
 			builtIn, err := builtInPolicy(b.Context())
 			if err != nil {
 				b.Fatal(err)
 			}
+			insertTraffic(b, db, builtIn.Revision(), bm.keys, bm.kinds, bm.hours)
 			files := builtIn.Files()
 			files["keystile/rules/strict/strict.rego"] = "# METADATA\n# title: Strict\npackage keystile.rules.strict\n\n" +
 				"deny contains {\"code\": \"strict\", \"message\": \"Strict.\"} if {\n\tinput.request.method == \"DELETE\"\n\t\"tickets:write\" in input.key.scopes\n}\n"
@@ -72,7 +72,7 @@ func BenchmarkReplay_Million(b *testing.B) {
 }
 
 // insertTraffic records that many kinds of request of each key in each hour.
-func insertTraffic(b *testing.B, db *sqlx.DB, keys, kinds, hours int) {
+func insertTraffic(b *testing.B, db *sqlx.DB, revision string, keys, kinds, hours int) {
 	b.Helper()
 	for _, step := range []struct {
 		sql  string
@@ -84,10 +84,10 @@ func insertTraffic(b *testing.B, db *sqlx.DB, keys, kinds, hours int) {
 			SELECT gen_random_uuid(), (ARRAY(SELECT id FROM organizations))[1 + n % 50], 'key ' || n, 'live',
 				(ARRAY['{customers:read,tickets:read}', '{customers:write,tickets:write}', '{tickets:read,tickets:write}', '{customers:read,customers:write}'])[1 + n % 4]::text[],
 				'bench', 1 FROM generate_series(1, $1::int) n`, []any{keys}},
-		{`INSERT INTO usage_shapes SELECT gen_random_uuid(), (ARRAY['GET','POST','PATCH','DELETE'])[1 + n % 4], '',
+		{`INSERT INTO usage_shapes SELECT gen_random_uuid(), $2::text, (ARRAY['GET','POST','PATCH','DELETE'])[1 + n % 4], '',
 				(ARRAY['/api/v1/tickets','/api/v1/tickets/{id}','/api/v1/customers','/api/v1/customers/{id}','/api/v1/tickets/{id}/messages'])[1 + n % 5],
-				false, false, '', (ARRAY['','live'])[1 + n % 2], (ARRAY['','ticket'])[1 + n / 2 % 2], n % 3 = 0, '', 'given', n % 7 = 0, false, '{}', now()::date
-			FROM generate_series(1, $1::int) n`, []any{kinds}},
+				false, false, '', (ARRAY['','live'])[1 + n % 2], (ARRAY['','ticket'])[1 + n / 2 % 2], n % 3 = 0, '', 'given', 0, n % 7 = 0, false, '{}', now()::date
+			FROM generate_series(1, $1::int) n`, []any{kinds, revision}},
 		{`INSERT INTO usage_hours SELECT date_trunc('hour', now()) - h * interval '1 hour', k.organization_id, k.id, '00000000-0000-0000-0000-000000000000', c.id, s.id, 'allowed', 7
 			FROM api_keys k, usage_shapes s, callers c, generate_series(1, $1::int) h`, []any{hours}},
 		{`ANALYZE`, nil},

@@ -24,13 +24,14 @@ import (
 //
 //	exits N keystile ARGS…   runs and wants exactly this exit status
 //	eventually N keystile ARGS…   runs again and again until it has this one
+//	recorded N               waits until so many decisions are counted and stored
 //	capture NAME PATH        sets $NAME from the last output as JSON; PATH is like items.0.id
 func TestScripts_CommandsDoWhatTheySay(t *testing.T) {
 	bin := programDirectory(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/scripts",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "eventually": eventually, "capture": capture,
+			"exits": exits, "eventually": eventually, "recorded": recorded, "capture": capture,
 		},
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -73,6 +74,7 @@ func setUpScript(t *testing.T, env *testscript.Env, bin string) error {
 	if err != nil {
 		return err
 	}
+	env.Values[scriptService{}] = s
 	env.Setenv(asProgram, "1")
 	env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
 	env.Setenv("KEYSTILE_URL", s.url)
@@ -108,6 +110,24 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 }
+
+// recorded is for the requests that a policy can be asked about.
+func recorded(ts *testscript.TestScript, neg bool, args []string) {
+	s, ok := ts.Value(scriptService{}).(*service)
+	if neg || len(args) != 1 || !ok {
+		ts.Fatalf("usage: recorded N")
+	}
+	want, err := strconv.ParseInt(args[0], 10, 64)
+	ts.Check(err)
+	for deadline := time.Now().Add(30 * time.Second); s.store.Health().StoredUsage < want; <-time.After(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("%+v are not %d", s.store.Health(), want)
+		}
+	}
+}
+
+// scriptService is where a script keeps its service.
+type scriptService struct{}
 
 func exitOf(ts *testscript.TestScript, args []string) int {
 	err := ts.Exec(args[0], args[1:]...)

@@ -294,7 +294,7 @@ func ended(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 // take carries a verdict over into the decision, or says why it is none. An allow
 // that gives reasons or lacks scopes contradicts itself, and doubt denies.
 func (d *Decision) take(v Verdict) error {
-	d.Required, d.Missing, d.Route = v.Required, v.Missing, v.Route
+	d.Required, d.Missing, d.Route, d.cataloged = v.Required, v.Missing, v.Route, v.Cataloged
 	if err := v.contradiction(); err != nil {
 		return err
 	}

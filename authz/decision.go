@@ -40,8 +40,8 @@ type Decision struct {
 	Cause error
 
 	at time.Time
-	// asked tells that policy was asked.
-	asked bool
+	// asked tells that policy was asked, cataloged is Verdict's.
+	asked, cataloged bool
 }
 
 // Shape is what policy saw of q; the zero Shape when it was not asked.
@@ -49,7 +49,7 @@ func (d *Decision) Shape(q *Check) Shape {
 	if !d.asked {
 		return Shape{}
 	}
-	return ShapeOf(d.Key, q, d.Route)
+	return ShapeOf(d.Key, q, &Verdict{Route: d.Route, Cataloged: d.cataloged, Required: d.Required, Revision: d.PolicyRevision})
 }
 
 // Degraded tells which parts did not answer and were stood in for.

@@ -90,6 +90,9 @@ type Verdict struct {
 	Missing  []Scope
 	// Route is the template that the path matched, or "".
 	Route string
+	// Cataloged tells that Route is a template of the policy's catalogue, and not a text that
+	// it made up.
+	Cataloged bool
 	// Limits are asked in this order; a single one named Unlimited means none.
 	Limits []Limit
 	// Revision is the revision that answered.

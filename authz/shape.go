@@ -2,6 +2,7 @@ package authz
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -10,6 +11,8 @@ import (
 // and a shape can be asked again, of the same policy or of another one: see Check. It is
 // comparable. The zero Shape is of a check that policy was not asked about.
 type Shape struct {
+	// Policy is the revision of the policy that was asked.
+	Policy string
 	// Method is "_" for one that no route has and HTTP does not know.
 	Method string
 	// Path has "_" for each segment that may tell one request from the next. It is "" where
@@ -22,7 +25,7 @@ type Shape struct {
 	// Collapsed tells that there were too many shapes to keep this one: nothing else of it
 	// is left, and it cannot be asked again.
 	Collapsed bool
-	// Action is "_" for one that has not the form of a scope.
+	// Action is "_" for one that is no scope of the policy's.
 	Action      string
 	Environment Environment
 	// ResourceType is "_" for one that is no plain word.
@@ -31,8 +34,11 @@ type Shape struct {
 	ResourceID           bool
 	ResourceOrganization ResourceOwner
 	Address              AddressKind
-	Browser              bool
-	Stale                bool
+	// Relative is a hash of what of the key's record the two before are relative to: its fence,
+	// its organization's external id. 0 is nothing.
+	Relative uint64
+	Browser  bool
+	Stale    bool
 }
 
 // ResourceOwner is whose a resource was, as the question said.
@@ -61,32 +67,36 @@ const (
 const (
 	// blank stands for whatever may tell one request from the next.
 	blank = "_"
+	// nobody's organization: external ids are ASCII.
+	nobody = "\u2205"
 	// maxWord bounds a word that is kept of a client's, maxShapeSegments and maxShapePath
 	// a path that matched nothing.
-	maxWord          = 32
+	maxWord          = 20
 	maxShapeSegments = 16
 	maxShapePath     = 200
 )
 
-// ShapeOf is the shape of a check of a key whose path matched route, or "". It allocates
-// nothing for what matched a route.
-func ShapeOf(k *Key, c *Check, route string) Shape {
+// ShapeOf is the shape of a check of a key, of which policy said v. It allocates nothing for
+// what matched a route of the catalogue.
+func ShapeOf(k *Key, c *Check, v *Verdict) Shape {
 	s := Shape{
-		Method: c.Method, Route: route, Ambiguous: c.Ambiguous, Action: c.Action, Environment: c.Environment,
+		Policy: v.Revision, Method: c.Method, Ambiguous: c.Ambiguous, Environment: c.Environment,
 		ResourceType: c.Resource.Type, ResourceID: c.Resource.ID != "", ResourceOrganization: ownerOf(k, c.Resource.Organization),
 		Address: addressKind(k, c.ClientIP), Browser: c.Browser, Stale: c.Stale,
 	}
-	if route == "" {
-		if !knownMethod(c.Method) {
-			s.Method = blank
-		}
-		if c.Path != "" && !c.Ambiguous {
-			if s.Path = wordsOf(c.Segments); s.Path == "" {
-				return CollapsedShape()
-			}
+	s.Relative = s.relativeTo(k)
+	if !RecordsMethod(c.Method) {
+		s.Method = blank
+	}
+	switch {
+	case v.Cataloged:
+		s.Route = v.Route
+	case c.Path != "" && !c.Ambiguous:
+		if s.Path = wordsOf(c.Segments); s.Path == "" {
+			return CollapsedShape()
 		}
 	}
-	if s.Action != "" && !Scope(s.Action).Valid() {
+	if s.Action = c.Action; c.Action != "" && (!Scope(c.Action).Valid() || !slices.Contains(v.Required, Scope(c.Action))) {
 		s.Action = blank
 	}
 	if s.ResourceType != "" && !plainWord(s.ResourceType) {
@@ -98,9 +108,8 @@ func ShapeOf(k *Key, c *Check, route string) Shape {
 // CollapsedShape is the shape of all those for which there was no room.
 func CollapsedShape() Shape { return Shape{Collapsed: true} }
 
-// Unmatched tells that the path, or the action, may be what a client made up: there is no
-// end of such shapes.
-func (s Shape) Unmatched() bool { return s.Route == "" && (s.Path != "" || s.Action != "") }
+// Unmatched tells that the path may be what a client made up: there is no end of such shapes.
+func (s Shape) Unmatched() bool { return s.Path != "" }
 
 // Template is the path with "_" for what may tell one request from the next, "" without one.
 func (s Shape) Template() string {
@@ -119,14 +128,22 @@ func (s Shape) Template() string {
 }
 
 // Check is a question of this shape about a key as it is now: what is not kept is stood in
-// for. A collapsed shape and the zero Shape have none, which is nil.
-func (s Shape) Check(k *Key, caller *Caller) *Check {
+// for. It is faithful when that is for nothing that has changed since. A collapsed shape and
+// the zero Shape have no question, which is nil.
+func (s Shape) Check(k *Key, caller *Caller) (c *Check, faithful bool) {
 	if s.Collapsed || s == (Shape{}) {
-		return nil
+		return nil, false
 	}
-	c := &Check{
+	c = &Check{
 		Caller: caller, Action: s.Action, Environment: s.Environment, Browser: s.Browser, Stale: s.Stale, Cost: MinCost,
-		Resource: Resource{Type: s.ResourceType}, ClientIP: s.address(k),
+		Resource: Resource{Type: s.ResourceType},
+	}
+	faithful = s.Relative == s.relativeTo(k)
+	if s.Address != "" {
+		var ok bool
+		if c.ClientIP, ok = s.address(k); !ok {
+			faithful = false
+		}
 	}
 	if s.ResourceID {
 		c.Resource.ID = blank
@@ -138,7 +155,7 @@ func (s Shape) Check(k *Key, caller *Caller) *Check {
 		case OwnerByExternalID:
 			c.Resource.Organization = o.ExternalID
 		case OwnerOther:
-			c.Resource.Organization = blank
+			c.Resource.Organization = nobody
 		}
 	}
 	switch path := s.Template(); {
@@ -147,29 +164,60 @@ func (s Shape) Check(k *Key, caller *Caller) *Check {
 	case path != "":
 		c.SetRequest(s.Method, path)
 	}
-	return c
+	return c, faithful
 }
 
-// address stands in for one of its kind.
-func (s Shape) address(k *Key) netip.Addr {
-	// Two that are nobody's (RFC 5737, RFC 3849): a fence may be around one of them.
-	somewhere := []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.MustParseAddr("2001:db8::1")}
-	switch s.Address {
-	case AddressGiven:
-		return somewhere[0]
-	case AddressInside:
+// address stands in for one of its kind, if there is any now.
+func (s Shape) address(k *Key) (netip.Addr, bool) {
+	if s.Address == AddressInside {
 		for _, prefix := range k.AllowedCIDRs {
-			return prefix.Addr()
+			return prefix.Addr(), true
 		}
-		return somewhere[0] // the fence is gone
-	case AddressOutside:
-		for _, a := range somewhere {
-			if !inside(k, a) {
-				return a
+	}
+	for _, a := range somewhere {
+		if addressKind(k, a) == s.Address {
+			return a, true
+		}
+	}
+	return somewhere[0], false
+}
+
+// somewhere are addresses that are nobody's (RFC 5737, RFC 3849): a fence may be around some.
+//
+//nolint:gochecknoglobals // constants, were arrays constant
+var somewhere = [...]netip.Addr{
+	netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.AddrFrom4([4]byte{198, 51, 100, 1}), netip.AddrFrom4([4]byte{203, 0, 113, 1}),
+	netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: 1}),
+}
+
+// relativeTo is Relative of a key as it is now: FNV-1a, which must come out the same elsewhere.
+func (s Shape) relativeTo(k *Key) uint64 {
+	const offset, prime = 14695981039346656037, 1099511628211
+	h := uint64(0)
+	mix := func(b byte) {
+		if h == 0 {
+			h = offset
+		}
+		h = (h ^ uint64(b)) * prime
+	}
+	if s.Address != "" {
+		for _, prefix := range k.AllowedCIDRs {
+			for _, b := range prefix.Addr().As16() {
+				mix(b)
+			}
+			mix(byte(prefix.Bits())) //nolint:gosec // at most 128
+			if prefix.Addr().Is4() {
+				mix(4)
 			}
 		}
 	}
-	return netip.Addr{}
+	if s.ResourceOrganization == OwnerByExternalID && k.Organization != nil {
+		mix(0)
+		for i := range len(k.Organization.ExternalID) {
+			mix(k.Organization.ExternalID[i])
+		}
+	}
+	return h
 }
 
 func ownerOf(k *Key, organization string) ResourceOwner {
@@ -211,9 +259,10 @@ func inside(k *Key, a netip.Addr) bool {
 	return false
 }
 
-func knownMethod(m string) bool {
+// RecordsMethod tells whether a shape keeps a method as it is.
+func RecordsMethod(m string) bool {
 	switch m {
-	case "", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
+	case "", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT":
 		return true
 	}
 	return false
@@ -241,12 +290,12 @@ func wordsOf(segments []string) string {
 	return b.String()
 }
 
-// plainWord tells whether a word names a kind of thing rather than one of them: a version
-// such as v1, or small letters, joined by dots, hyphens and underscores. Ids, names and
-// secrets have digits or capitals, or are longer.
+// plainWord tells whether a word looks as if it named a kind of thing rather than one of them:
+// a version such as v1, or few small letters, with hyphens and underscores. Ids and secrets
+// have digits or capitals, or are longer; a name that is a word passes for one.
 func plainWord(s string) bool {
 	if len(s) >= 2 && len(s) <= 3 && s[0] == 'v' && strings.Trim(s[1:], "0123456789") == "" {
 		return true
 	}
-	return s != "" && len(s) <= maxWord && s[0] >= 'a' && s[0] <= 'z' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz_-.") == ""
+	return s != "" && len(s) <= maxWord && s[0] >= 'a' && s[0] <= 'z' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz_-") == ""
 }

@@ -58,6 +58,8 @@ func (s *diffStream) VisitDiffPolicyResponse(w http.ResponseWriter) error {
 			w.Header()["Content-Type"] = []string{mediaRows}
 			w.WriteHeader(http.StatusOK)
 		}
+		// Each line has its own time to be taken; what cannot be extended keeps its limits.
+		_ = http.NewResponseController(s.c.Writer).SetWriteDeadline(time.Now().Add(longRequest))
 		_ = json.NewEncoder(w).Encode(v) // a client that left is nobody's error
 		s.c.Writer.Flush()
 	}

@@ -88,7 +88,7 @@ func (s *Store) TendUsage(ctx context.Context) error { return s.tendUsage(ctx) }
 
 // WriteUsageTwice writes what was counted as if the first answer had been lost.
 func (s *Store) WriteUsageTwice(ctx context.Context) error {
-	for _, batch := range batchesOf(s.usage.take()) {
+	for _, batch := range batchesOf(s.usage.take(0)) {
 		for range 2 {
 			if err := s.writeUsage(ctx, batch); err != nil {
 				return err

@@ -143,6 +143,7 @@ func (r *reads) recordedShapes(ctx context.Context, known map[string]authz.Shape
 	}
 	var found []struct {
 		ID                   string              `db:"id"`
+		Policy               string              `db:"policy"`
 		Method               string              `db:"method"`
 		Path                 string              `db:"path"`
 		Route                string              `db:"route"`
@@ -154,21 +155,24 @@ func (r *reads) recordedShapes(ctx context.Context, known map[string]authz.Shape
 		ResourceID           bool                `db:"resource_id"`
 		ResourceOrganization authz.ResourceOwner `db:"resource_organization"`
 		Address              authz.AddressKind   `db:"address"`
+		Relative             int64               `db:"relative"`
 		Browser              bool                `db:"browser"`
 		Stale                bool                `db:"stale"`
 	}
 	err := r.tx.SelectContext(ctx, &found, `
-		SELECT id, method, path, route, ambiguous, collapsed, action, environment, resource_type, resource_id,
-			resource_organization, address, browser, stale
+		SELECT id, policy, method, path, route, ambiguous, collapsed, action, environment, resource_type, resource_id,
+			resource_organization, address, relative, browser, stale
 		FROM usage_shapes WHERE id = ANY ($1::uuid[])`, ids)
 	if err != nil {
 		return translate("read recorded shapes", err)
 	}
 	for _, s := range found {
 		known[s.ID] = authz.Shape{
-			Method: s.Method, Path: s.Path, Route: s.Route, Ambiguous: s.Ambiguous, Collapsed: s.Collapsed, Action: s.Action,
+			Policy: s.Policy, Method: s.Method, Path: s.Path, Route: s.Route, Ambiguous: s.Ambiguous, Collapsed: s.Collapsed, Action: s.Action,
 			Environment: s.Environment, ResourceType: s.ResourceType, ResourceID: s.ResourceID,
-			ResourceOrganization: s.ResourceOrganization, Address: s.Address, Browser: s.Browser, Stale: s.Stale,
+			ResourceOrganization: s.ResourceOrganization, Address: s.Address,
+			Relative: uint64(s.Relative), //nolint:gosec // the same bits
+			Browser:  s.Browser, Stale: s.Stale,
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package store
 
 import (
 	"hash/maphash"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,8 +20,8 @@ const (
 	// usageIdle is after how many times that it was written, and had counted nothing, a
 	// count is forgotten.
 	usageIdle = 30
-	// maxUnmatchedShapes bounds the shapes of an organization in a day whose paths or
-	// actions clients made up, and maxUnmatched those of all organizations; the rest is
+	// maxUnmatchedShapes bounds the shapes of an organization in a day whose paths clients
+	// made up, and maxUnmatched those of all organizations; the rest is
 	// counted together.
 	maxUnmatchedShapes = 1000
 	maxUnmatched       = 50_000
@@ -74,7 +75,8 @@ func newUsage() *usage {
 	return u
 }
 
-// Count implements authz.UsageCounter. For what was counted before, lately, it allocates nothing.
+// Count implements authz.UsageCounter. For what was counted before, lately, and needs no more
+// than one scope, it allocates nothing.
 func (s *Store) Count(q *authz.Check, d *authz.Decision, at time.Time) {
 	k := usageKey{hour: at.Unix() / 3600, shape: d.Shape(q), code: d.Code}
 	if q.Caller != nil {
@@ -86,12 +88,12 @@ func (s *Store) Count(q *authz.Check, d *authz.Decision, at time.Time) {
 	if d.Secret != nil {
 		k.secret = d.Secret.ID
 	}
-	switch len(d.Required) {
-	case 0:
-	case 1:
+	switch {
+	case len(d.Required) == 1 && d.Required[0].Valid():
 		k.scopes = string(d.Required[0])
-	default:
-		k.scopes = strings.Join(texts(d.Required), " ")
+	case len(d.Required) > 1:
+		valid := slices.DeleteFunc(slices.Clone(d.Required), func(s authz.Scope) bool { return !s.Valid() })
+		k.scopes = strings.Join(texts(valid), " ")
 	}
 	s.usage.add(&k)
 }
@@ -129,14 +131,18 @@ func (u *usage) addNew(shard *usageShard, k usageKey) {
 		return
 	}
 	u.size.Add(1)
-	// The request's texts are parts of its body, which must not be kept.
+	keep(&k.shape)
+	k.scopes = strings.Clone(k.scopes)
+	shard.counts[k] = &usageCount{n: 1}
+}
+
+// keep has a shape's texts be its own: a request's are parts of its body, which must not stay.
+func keep(s *authz.Shape) {
 	for _, text := range []*string{
-		&k.shape.Method, &k.shape.Path, &k.shape.Route, &k.shape.Action, &k.shape.ResourceType, &k.scopes,
-		(*string)(&k.shape.Environment),
+		&s.Policy, &s.Method, &s.Path, &s.Route, &s.Action, &s.ResourceType, (*string)(&s.Environment),
 	} {
 		*text = strings.Clone(*text)
 	}
-	shard.counts[k] = &usageCount{n: 1}
 }
 
 // usageReserve is room for what is counted with less detail when there is no other.
@@ -161,8 +167,9 @@ type usageRow struct {
 	n int64
 }
 
-// take returns what was counted since the last time, and counts on from nothing.
-func (u *usage) take() []usageRow {
+// take returns what was counted since the last time, and counts on from nothing; hour is the
+// one that it is now.
+func (u *usage) take(hour int64) []usageRow {
 	var rows []usageRow
 	for i := range u.shards {
 		shard := &u.shards[i]
@@ -171,9 +178,10 @@ func (u *usage) take() []usageRow {
 			if c.n > 0 {
 				rows = append(rows, usageRow{k, c.n})
 				c.n, c.idle = 0, 0
-				continue
+			} else {
+				c.idle++
 			}
-			if c.idle++; c.idle > usageIdle {
+			if c.idle > usageIdle || k.hour < hour {
 				delete(shard.counts, k)
 				u.size.Add(-1)
 			}
@@ -195,7 +203,10 @@ type unmatched struct {
 func (u *unmatched) holds(organization authz.OrganizationID, day int64, shape authz.Shape) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.of == nil || day != u.day {
+	if day < u.day { // late ones of a day that is over
+		return false
+	}
+	if u.of == nil || day > u.day {
 		u.day, u.size, u.of = day, 0, make(map[authz.OrganizationID]map[authz.Shape]struct{})
 	}
 	known := u.of[organization]
@@ -209,8 +220,7 @@ func (u *unmatched) holds(organization authz.OrganizationID, day int64, shape au
 		known = make(map[authz.Shape]struct{})
 		u.of[organization] = known
 	}
-	shape.Method, shape.Path, shape.Action = strings.Clone(shape.Method), strings.Clone(shape.Path), strings.Clone(shape.Action)
-	shape.ResourceType = strings.Clone(shape.ResourceType)
+	keep(&shape)
 	known[shape] = struct{}{}
 	u.size++
 	return true

@@ -70,7 +70,7 @@ func (r routes) Evaluate(context.Context, *authz.Key, *authz.Check) (authz.Verdi
 	if r == "" {
 		return authz.Verdict{Reasons: []authz.Reason{{Code: authz.CodeUnknownRoute, Message: "No."}}, Limits: []authz.Limit{{Name: authz.Unlimited}}}, nil
 	}
-	return authz.Verdict{Allow: true, Route: string(r), Required: []authz.Scope{"tickets:read"}, Limits: []authz.Limit{{Name: authz.Unlimited}}}, nil
+	return authz.Verdict{Allow: true, Route: string(r), Cataloged: true, Required: []authz.Scope{"tickets:read"}, Limits: []authz.Limit{{Name: authz.Unlimited}}}, nil
 }
 
 func (routes) Revision() string { return "r" }
@@ -248,15 +248,50 @@ func TestUsage_NothingIsLostWhilePostgresIsAway(t *testing.T) {
 		c.count(t, i%5, "/api/v1/tickets/{id}", "/api/v1/tickets/1", now)
 	}
 	db.MustExec(`ALTER TABLE usage_batches_away RENAME TO usage_batches`)
-	for range 2 {
-		if err := s.FlushUsage(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	// A store that is closed writes what waits, and what has come since.
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
 	}
 	if requests, rows := storedUsage(t, at); requests != 200 || rows != 5 {
 		t.Errorf("%d requests in %d rows", requests, rows)
 	}
 	if h := s.Health(); h.StoredUsage != 200 || h.CountedUsage != 200 || h.DroppedUsage != 0 {
+		t.Errorf("%+v", h)
+	}
+}
+
+// An hour that is over gives its room to the next.
+func TestUsage_AnHourThatIsOverTakesNoRoom(t *testing.T) {
+	s := storetest.Open(t, storetest.Migrated(t), storetest.Peppers(t, "p1"))
+	const keys = 60_000
+	c, hour := newCounter(s, keys), time.Now().Truncate(time.Hour)
+	q := c.question("GET", "/api/v1/tickets/1")
+	for _, now := range []time.Time{hour.Add(-time.Second), hour} {
+		for _, k := range c.keys {
+			s.Count(q, &authz.Decision{Key: k, Secret: c.secret, Code: authz.CodeAllowed}, now)
+		}
+		if err := s.FlushUsage(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if h := s.Health(); h.DroppedUsage != 0 || h.StoredUsage != 2*keys {
+		t.Errorf("%+v", h)
+	}
+}
+
+// What Postgres will never take does not keep the rest waiting, and is told as dropped.
+func TestUsage_WhatIsRefusedForGoodHoldsUpNothing(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	c, now := newCounter(s, 1), time.Now()
+	storetest.Exec(t, at, `ALTER TABLE usage_hours ADD CONSTRAINT bad CHECK (code <> 'unknown_route')`)
+	c.count(t, 0, "", "/nowhere", now)
+	_ = s.FlushUsage(t.Context())
+	c.count(t, 0, "/api/v1/tickets/{id}", "/api/v1/tickets/1", now)
+	if err := s.FlushUsage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if h := s.Health(); h.DroppedUsage != 1 || h.StoredUsage != 1 || h.CountedUsage != 2 {
 		t.Errorf("%+v", h)
 	}
 }
@@ -311,7 +346,7 @@ func TestUsage_WhatWasRecordedIsHandedOut(t *testing.T) {
 				return err
 			}
 			err = r.Recorded(ctx, tenant, f, func(row authz.Recorded) error {
-				if row.Shape != (authz.Shape{Method: "GET", Route: "/api/v1/tickets/{id}"}) {
+				if row.Shape != (authz.Shape{Policy: "r", Method: "GET", Route: "/api/v1/tickets/{id}"}) {
 					t.Errorf("%+v", row.Shape)
 				}
 				if row.Key != nil {

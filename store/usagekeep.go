@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -24,6 +25,8 @@ const (
 	// unmatchedKept bounds the shapes of an organization and day that are kept once the day
 	// is over, of those whose paths or actions clients made up: the most frequent ones.
 	unmatchedKept = 200
+	// daysUncollapsed is how many days are looked at again: no replica may have been there.
+	daysUncollapsed = 3
 	// usageLock is an advisory lock: one replica at a time looks after usage, whichever.
 	usageLock int64 = 0x6b73_7573_6167_65
 )
@@ -49,33 +52,34 @@ func (s *Store) keepUsage(ctx context.Context) {
 	}
 }
 
-// tendUsage does all of it once, unless another replica is doing it.
+// tendUsage does all of it once, unless another replica is doing it. Each part is done though
+// another one cannot be: whoever may not make tables leaves everything in the default one.
 func (s *Store) tendUsage(ctx context.Context) error {
 	now := s.clock.Now().UTC()
 	horizon := now.Add(-s.usageRetention)
-	err := s.tending(ctx, func(tx *sqlx.Tx) error { return tendPartitions(ctx, tx, now, horizon) })
-	if err != nil {
-		return err
+	return errors.Join(
+		s.tending(ctx, func(tx *sqlx.Tx) error { return tendPartitions(ctx, tx, now, horizon) }),
+		s.tending(ctx, func(tx *sqlx.Tx) error { return collapseUnmatched(ctx, tx, now.Truncate(24*time.Hour)) }),
+		s.tending(ctx, func(tx *sqlx.Tx) error { return forgetUsage(ctx, tx, now, horizon) }),
+	)
+}
+
+// forgetUsage takes away what no partition takes with it. A month is kept until all of it is
+// older than the horizon.
+func forgetUsage(ctx context.Context, tx *sqlx.Tx, now, horizon time.Time) error {
+	for _, old := range []struct {
+		sql string
+		at  time.Time
+	}{
+		{`DELETE FROM usage_hours_default WHERE hour < $1`, horizon},
+		{`DELETE FROM usage_shapes WHERE seen_on < $1::date`, horizon.AddDate(0, -1, -2)},
+		{`DELETE FROM usage_batches WHERE written_at < $1`, now.Add(-batchesKept)},
+	} {
+		if _, err := tx.ExecContext(ctx, old.sql, old.at); err != nil {
+			return err //nolint:wrapcheck // tending does
+		}
 	}
-	return s.tending(ctx, func(tx *sqlx.Tx) error {
-		yesterday := now.Truncate(24*time.Hour).AddDate(0, 0, -1)
-		if err := collapseUnmatched(ctx, tx, yesterday); err != nil {
-			return err
-		}
-		for _, old := range []struct {
-			sql string
-			at  time.Time
-		}{
-			{`DELETE FROM usage_hours WHERE hour < $1`, horizon},
-			{`DELETE FROM usage_shapes WHERE seen_on < $1::date`, horizon.AddDate(0, 0, -2)},
-			{`DELETE FROM usage_batches WHERE written_at < $1`, now.Add(-batchesKept)},
-		} {
-			if _, err := tx.ExecContext(ctx, old.sql, old.at); err != nil {
-				return err //nolint:wrapcheck // tending does
-			}
-		}
-		return nil
-	})
+	return nil
 }
 
 // tending runs one transaction, unless another replica is at it.
@@ -95,8 +99,9 @@ func (s *Store) tending(ctx context.Context, do func(*sqlx.Tx) error) error {
 	return translate("tidy up usage", err)
 }
 
-// collapseUnmatched counts the rarer ones of a day's made-up shapes together.
-func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, day time.Time) error {
+// collapseUnmatched counts the rarer ones of a day's made-up shapes together, in each of the
+// days before today that may not have been looked after.
+func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, today time.Time) error {
 	collapsed, err := shapeRecord(authz.CollapsedShape(), "")
 	if err != nil {
 		return err
@@ -107,15 +112,15 @@ func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, day time.Time) error {
 	}
 	_, err = tx.ExecContext(ctx, `
 		WITH ranked AS (
-			SELECT u.organization_id, u.shape_id,
-				row_number() OVER (PARTITION BY u.organization_id ORDER BY sum(u.requests) DESC, u.shape_id) AS place
+			SELECT date_trunc('day', u.hour, 'UTC') AS day, u.organization_id, u.shape_id,
+				row_number() OVER (PARTITION BY date_trunc('day', u.hour, 'UTC'), u.organization_id
+					ORDER BY sum(u.requests) DESC, u.shape_id) AS place
 			FROM usage_hours u JOIN usage_shapes s ON s.id = u.shape_id
-			WHERE u.hour >= $1::timestamptz AND u.hour < $1::timestamptz + interval '1 day'
-				AND s.route = '' AND (s.path <> '' OR s.action <> '')
-			GROUP BY u.organization_id, u.shape_id
+			WHERE u.hour >= $1::timestamptz AND u.hour < $4::timestamptz AND s.path <> ''
+			GROUP BY 1, u.organization_id, u.shape_id
 		), moved AS (
 			DELETE FROM usage_hours u USING ranked r
-			WHERE u.hour >= $1::timestamptz AND u.hour < $1::timestamptz + interval '1 day'
+			WHERE u.hour >= $1::timestamptz AND u.hour < $4::timestamptz AND date_trunc('day', u.hour, 'UTC') = r.day
 				AND u.organization_id = r.organization_id AND u.shape_id = r.shape_id AND r.place > $2
 			RETURNING u.*
 		), shape AS (
@@ -130,7 +135,7 @@ func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, day time.Time) error {
 		FROM moved m, shape
 		GROUP BY m.hour, m.organization_id, m.key_id, m.secret_id, m.caller_id, shape.id, m.code
 		ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`,
-		day, unmatchedKept, string(text))
+		today.AddDate(0, 0, -daysUncollapsed), unmatchedKept, string(text), today)
 	return err //nolint:wrapcheck // tending does
 }
 

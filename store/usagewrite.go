@@ -7,15 +7,24 @@ import (
 	"database/sql/driver"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/lib/pq"
 
 	"github.com/supportstation/keystile/authz"
 )
 
-// maxUsageAtOnce bounds one statement.
-const maxUsageAtOnce = 5_000
+const (
+	// maxUsageAtOnce bounds one statement.
+	maxUsageAtOnce = 5_000
+	// lastUsageLimit bounds the last writing of a store that is closed: as much as waits at
+	// most takes a second or two.
+	lastUsageLimit = 5 * time.Second
+)
 
 // usageBatch is written once: its id tells whether it was.
 type usageBatch struct {
@@ -47,7 +56,7 @@ func (s *Store) recordUsage(ctx context.Context) {
 
 // flushLastUsage writes what a store that is closed has left.
 func (s *Store) flushLastUsage(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlushLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastUsageLimit)
 	defer cancel()
 	if err := s.flushUsage(ctx); err != nil {
 		s.log.Warn("the last usage could not be written", slog.Any("error", err))
@@ -62,18 +71,38 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	if !s.admitted.Load() {
 		return nil // nothing is written to a database that may not be ours
 	}
-	if len(s.usageBatches) == 0 {
-		s.usageBatches = batchesOf(s.usage.take())
+	// What waits, and then what has come since.
+	if err := s.writeBatches(ctx); err != nil {
+		return err
 	}
+	s.usageBatches = batchesOf(s.usage.take(s.clock.Now().Unix() / 3600))
+	return s.writeBatches(ctx)
+}
+
+// writeBatches writes what waits.
+func (s *Store) writeBatches(ctx context.Context) error {
 	for len(s.usageBatches) > 0 {
 		batch := s.usageBatches[0]
-		if err := s.writeUsage(ctx, batch); err != nil {
-			return err
+		switch err := s.writeUsage(ctx, batch); {
+		case isBadData(err):
+			// It would be so the next time, and keep all others waiting.
+			s.usage.dropped.Add(batch.n)
+			s.log.Error("Postgres does not take what was counted; it is dropped", slog.Int64("decisions", batch.n), slog.Any("error", translate("write usage", err)))
+		case err != nil:
+			return translate("write usage", err)
+		default:
+			s.usage.stored.Add(batch.n)
 		}
-		s.usage.stored.Add(batch.n)
 		s.usageBatches = s.usageBatches[1:]
 	}
 	return nil
+}
+
+// isBadData tells whether Postgres refuses what it was given, and not for now: of the classes
+// data exception, integrity constraint violation and cardinality violation.
+func isBadData(err error) bool {
+	var refused *pq.Error
+	return errors.As(err, &refused) && slices.Contains([]string{"21", "22", "23"}, string(refused.Code.Class()))
 }
 
 func batchesOf(rows []usageRow) []*usageBatch {
@@ -106,11 +135,11 @@ func (s *Store) writeUsage(ctx context.Context, batch *usageBatch) error {
 	}
 	hoursText, err := json.Marshal(hours)
 	if err != nil {
-		return translate("write usage", err)
+		return err //nolint:wrapcheck // writeBatches does
 	}
 	shapesText, err := json.Marshal(shapes)
 	if err != nil {
-		return translate("write usage", err)
+		return err //nolint:wrapcheck // writeBatches does
 	}
 	// In the order of their keys, so that replicas do not wait for each other in a circle.
 	_, err = s.manage.ExecContext(ctx, `
@@ -130,13 +159,13 @@ func (s *Store) writeUsage(ctx context.Context, batch *usageBatch) error {
 		ORDER BY hour, key_id, shape_id, caller_id, secret_id, code
 		ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`,
 		batch.id, string(shapesText), string(hoursText))
-	return translate("write usage", err)
+	return err //nolint:wrapcheck // writeBatches looks at it
 }
 
 // usageShapeColumns are those of usage_shapes, in their order, but for the last.
-const usageShapeColumns = `id uuid, method text, path text, route text, ambiguous boolean, collapsed boolean, action text,
-	environment text, resource_type text, resource_id boolean, resource_organization text, address text, browser boolean,
-	stale boolean, scopes text[]`
+const usageShapeColumns = `id uuid, policy text, method text, path text, route text, ambiguous boolean, collapsed boolean, action text,
+	environment text, resource_type text, resource_id boolean, resource_organization text, address text, relative bigint,
+	browser boolean, stale boolean, scopes text[]`
 
 type usageHourRecord struct {
 	Hour           int64      `json:"hour"`
@@ -151,6 +180,7 @@ type usageHourRecord struct {
 
 type usageShapeRecord struct {
 	ID                   string              `json:"id"`
+	Policy               string              `json:"policy"`
 	Method               string              `json:"method"`
 	Path                 string              `json:"path"`
 	Route                string              `json:"route"`
@@ -162,6 +192,7 @@ type usageShapeRecord struct {
 	ResourceID           bool                `json:"resource_id"`
 	ResourceOrganization authz.ResourceOwner `json:"resource_organization"`
 	Address              authz.AddressKind   `json:"address"`
+	Relative             int64               `json:"relative"`
 	Browser              bool                `json:"browser"`
 	Stale                bool                `json:"stale"`
 	Scopes               []string            `json:"scopes"`
@@ -205,9 +236,10 @@ func uuidOrZero(id driver.Valuer) string {
 
 func shapeRecord(s authz.Shape, scopes string) (usageShapeRecord, error) {
 	r := usageShapeRecord{
-		Method: s.Method, Path: s.Path, Route: s.Route, Ambiguous: s.Ambiguous, Collapsed: s.Collapsed, Action: s.Action,
+		Policy: s.Policy, Method: s.Method, Path: s.Path, Route: s.Route, Ambiguous: s.Ambiguous, Collapsed: s.Collapsed, Action: s.Action,
 		Environment: s.Environment, ResourceType: s.ResourceType, ResourceID: s.ResourceID,
-		ResourceOrganization: s.ResourceOrganization, Address: s.Address, Browser: s.Browser, Stale: s.Stale,
+		ResourceOrganization: s.ResourceOrganization, Address: s.Address, Relative: int64(s.Relative), //nolint:gosec // the same bits
+		Browser: s.Browser, Stale: s.Stale,
 		Scopes: strings.Fields(scopes),
 	}
 	text, err := json.Marshal(r) // no two shapes have the same

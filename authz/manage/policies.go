@@ -410,9 +410,18 @@ func untried(err error) error {
 
 // refused turns a report into an error that tells what to mend.
 func refused(report *authz.PolicyReport) error {
+	return refusal(report, "the policy is refused, and what is in force stays")
+}
+
+// unloadable is refused for a policy that nobody wanted in force.
+func unloadable(report *authz.PolicyReport) error {
+	return refusal(report, "the policy does not load, so it cannot be asked")
+}
+
+func refusal(report *authz.PolicyReport, what string) error {
 	e := &authz.Error{
 		Kind: authz.KindInvalid, Code: "policy_refused",
-		Message: fmt.Sprintf("the policy is refused, and what is in force stays: %d problems; see reasons", len(report.Problems)),
+		Message: fmt.Sprintf("%s: %d problems; see reasons", what, len(report.Problems)),
 	}
 	for _, p := range report.Problems {
 		e.Reasons = append(e.Reasons, authz.Reason{Code: authz.Code(p.Stage), Message: p.String()})

@@ -61,36 +61,36 @@ func (s *Service) DiffPolicy(ctx context.Context, r Request, in PolicyDiffInput,
 	if told == nil {
 		told = func(int64, int64) {}
 	}
-	var diff *authz.PolicyDiff
-	err := s.read(ctx, func(ctx context.Context, re Reader) error {
-		f, err := in.window(re.Now())
-		if err != nil {
-			return err
-		}
-		if !in.Organization.IsZero() {
-			if _, err := re.Organization(ctx, TenantOf(r.Actor), in.Organization); err != nil {
+	var f RecordedFilter
+	var of int64
+	// A transaction is open no longer than it is read from.
+	traffic := func(ctx context.Context, each func(authz.Recorded) error) error {
+		return s.read(ctx, func(ctx context.Context, re Reader) (err error) {
+			if f, err = in.window(re.Now()); err != nil {
+				return err
+			}
+			if !in.Organization.IsZero() {
+				if _, err := re.Organization(ctx, TenantOf(r.Actor), in.Organization); err != nil {
+					return err //nolint:wrapcheck // read does
+				}
+			}
+			if of, err = re.RecordedRequests(ctx, TenantOf(r.Actor), f); err != nil {
 				return err //nolint:wrapcheck // read does
 			}
-		}
-		of, err := re.RecordedRequests(ctx, TenantOf(r.Actor), f)
-		if err != nil {
-			return err //nolint:wrapcheck // read does
-		}
-		told(0, of)
-		traffic := func(ctx context.Context, each func(authz.Recorded) error) error {
-			return re.Recorded(ctx, TenantOf(r.Actor), f, each)
-		}
-		if diff, err = s.policies.Replay(ctx, in.Files, archive, traffic, func(asked int64) { told(asked, of) }); err != nil {
-			return err //nolint:wrapcheck // read does
-		}
-		diff.Since, diff.Until = f.Since, f.Until
-		return nil
-	})
+			told(0, of)
+			return re.Recorded(ctx, TenantOf(r.Actor), f, each) //nolint:wrapcheck // read does
+		})
+	}
+	diff, err := s.policies.Replay(ctx, in.Files, archive, traffic, func(asked int64) { told(asked, of) })
 	var unfit *authz.PolicyRefusedError
 	if errors.As(err, &unfit) {
-		return nil, refused(unfit.Report)
+		return nil, unloadable(unfit.Report)
 	}
-	return diff, err
+	if err != nil {
+		return nil, translate(err)
+	}
+	diff.Since, diff.Until = f.Since, f.Until
+	return diff, nil
 }
 
 // window is what is asked about, in full hours.

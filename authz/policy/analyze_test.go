@@ -40,3 +40,12 @@ func TestAnalyze_TheShippedPolicyIsDeterministic(t *testing.T) {
 		t.Logf("%+v", a)
 	}
 }
+
+// The rest of a chain is a rule of its own.
+func TestAnalyze_TellsWhatAnElseReads(t *testing.T) {
+	a := mustLoad(t, minimal("decision := "+allowing("true")+" if {\n\tinput.request.method == \"GET\"\n} else := "+allowing("allowed")+"\n\n"+
+		"default allowed := false\n\nallowed if input.key.id != \"\"\n")).Analyze()[0]
+	if want := []string{"input.key.id", "input.request.method"}; !slices.Equal(a.Reads, want) {
+		t.Errorf("it reads %v, wanted %v", a.Reads, want)
+	}
+}

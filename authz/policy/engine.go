@@ -162,5 +162,6 @@ func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *aut
 	if err != nil {
 		return v, fmt.Errorf("%w: %w", errNoDecision, err)
 	}
+	v.Cataloged = s.templates[v.Route]
 	return v, nil
 }

@@ -181,6 +181,8 @@ type Gate struct {
 	command []string
 	timeout time.Duration
 	places  chan struct{}
+	// replays has a place of its own: nobody who goes back to another policy waits for one.
+	replays chan struct{}
 }
 
 // NewGate returns a gate whose processes are started by a command that calls ServeGate.
@@ -189,7 +191,7 @@ func NewGate(timeout time.Duration, command ...string) *Gate {
 	if timeout == 0 {
 		timeout = DefaultGateTimeout
 	}
-	return &Gate{command, timeout, make(chan struct{}, gateTrials)}
+	return &Gate{command, timeout, make(chan struct{}, gateTrials), make(chan struct{}, 1)}
 }
 
 // trialMessage is a Trial on its way to a gate's process.
@@ -221,7 +223,7 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write a trial: %w", err)
 	}
-	release, err := g.place(ctx)
+	release, err := takePlace(ctx, g.places)
 	if err != nil {
 		return nil, err
 	}
@@ -258,11 +260,11 @@ func (g *Gate) Try(ctx context.Context, t Trial) (*authz.PolicyReport, error) {
 	return &report, nil
 }
 
-// place waits for its turn among the processes; release gives it to the next one.
-func (g *Gate) place(ctx context.Context) (release func(), err error) {
+// takePlace waits for its turn among the processes; release gives it to the next one.
+func takePlace(ctx context.Context, places chan struct{}) (release func(), err error) {
 	select {
-	case g.places <- struct{}{}:
-		return func() { <-g.places }, nil
+	case places <- struct{}{}:
+		return func() { <-places }, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("try a policy: %w", context.Cause(ctx))
 	}

@@ -35,6 +35,8 @@ type Snapshot struct {
 	mask ast.Body
 	// catalogue is what the data lists.
 	catalogue authz.Catalogue
+	// templates are the catalogue's routes, as far as its data lists them.
+	templates map[string]bool
 	builtins  map[string]*topdown.Builtin
 }
 
@@ -89,6 +91,7 @@ func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
 	if loaded.catalogue, err = catalogueOf(p.data); err != nil {
 		return nil, err
 	}
+	loaded.templates = templatesOf(p.data)
 	loaded.revision = s.revision
 	loaded.catalogue.Revision = s.revision
 	return loaded, nil

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -16,6 +17,8 @@ import (
 const (
 	// maxReplayAnswers bounds the answers that a replay remembers; then it forgets them all.
 	maxReplayAnswers = 200_000
+	// maxReplayClasses bounds the kinds of keys and callers that it tells apart at a time.
+	maxReplayClasses = 100_000
 	// maxReplayGroups bounds the differences that are told apart by key, and again by
 	// organization; maxDifferences those that are told.
 	maxReplayGroups = 20_000
@@ -28,11 +31,14 @@ const (
 // policy can tell apart is asked once: analysis tells what they read. Not safe for
 // concurrent use.
 type replay struct {
-	active, candidate *Engine
+	active, candidate *replayed
+	names             *names
 	// reads is what either looks at of a key, its organization and a caller.
-	reads   projections
-	doubts  *doubts
+	reads  projections
+	doubts *doubts
+	// classes number what cannot be told apart, from first on.
 	classes map[string]int32
+	first   int32
 	// of remembers the class of the last key and of callers: rows come key by key.
 	key     *authz.Key
 	keyOf   int32
@@ -46,6 +52,7 @@ type replay struct {
 type replayQuestion struct {
 	key, caller int32
 	shape       authz.Shape
+	faithful    bool
 }
 
 // replayAnswer is what both say, and whether it may be otherwise.
@@ -78,10 +85,6 @@ func newReplay(ctx context.Context, active, candidate, builtIn *Source) (*replay
 			Differences: []authz.PolicyDifference{}, Reasons: []authz.PolicyProblem{},
 		},
 	}
-	trusted, err := builtIn.Load(ctx)
-	if err != nil {
-		return nil, err
-	}
 	before, err := active.Load(ctx)
 	if err != nil {
 		return nil, err
@@ -90,9 +93,10 @@ func newReplay(ctx context.Context, active, candidate, builtIn *Source) (*replay
 	if err != nil {
 		return nil, err
 	}
-	r.active, r.candidate = NewEngine(before), NewEngine(after)
+	r.names = newNames()
+	r.active, r.candidate = newReplayed(before, r.names), newReplayed(after, r.names)
 	r.reads = projectionsOf(before, after)
-	if r.doubts, err = doubtsOf(trusted, before, after, active, candidate); err != nil {
+	if r.doubts, err = doubtsOf(builtIn, active, candidate, before, after); err != nil {
 		return nil, err
 	}
 	r.diff.Reasons = append(r.diff.Reasons, r.doubts.reasons...)
@@ -105,15 +109,16 @@ func (r *replay) add(ctx context.Context, rows authz.Recorded) {
 		r.diff.Skipped.Collapsed += rows.Requests
 		return
 	}
-	question := rows.Shape.Check(rows.Key, rows.Caller)
+	question, faithful := rows.Shape.Check(rows.Key, rows.Caller)
 	if question == nil {
 		return
 	}
 	r.diff.Requests += rows.Requests
-	asked := replayQuestion{r.classOfKey(rows.Key), r.classOfCaller(rows.Caller), rows.Shape}
+	asked := replayQuestion{key: r.classOfKey(rows.Key), caller: r.classOfCaller(rows.Caller), shape: rows.Shape}
+	asked.faithful = faithful
 	answer, known := r.answers[asked]
 	if !known {
-		answer = r.ask(ctx, rows.Key, question, rows.Shape)
+		answer = r.ask(ctx, rows.Key, question, rows.Shape, faithful)
 		if len(r.answers) >= maxReplayAnswers {
 			clear(r.answers)
 		}
@@ -127,11 +132,42 @@ func (r *replay) add(ctx context.Context, rows authz.Recorded) {
 	}
 }
 
-func (r *replay) ask(ctx context.Context, k *authz.Key, q *authz.Check, shape authz.Shape) replayAnswer {
+func (r *replay) ask(ctx context.Context, k *authz.Key, q *authz.Check, shape authz.Shape, faithful bool) replayAnswer {
 	r.diff.Questions++
-	before := authz.AnswerOf(r.active.Evaluate(ctx, k, q))
-	after := authz.AnswerOf(r.candidate.Evaluate(ctx, k, q))
-	return replayAnswer{before, after, before.Difference(after), r.doubts.about(shape, r.diff), textOf(before) + textOf(after)}
+	before, slowBefore := r.active.ask(ctx, k, q)
+	after, slowAfter := r.candidate.ask(ctx, k, q)
+	approximate := r.doubts.about(shape, faithful, r.diff)
+	if slowBefore || slowAfter {
+		approximate = true
+		r.doubts.tooSlow(r.diff, DefaultBudget)
+	}
+	return replayAnswer{before, after, before.Difference(after), approximate, textOf(before) + textOf(after)}
+}
+
+// replayBudget is how long one answer of a replay may take: more than one of a check, so that a
+// busy machine is not taken for a slow policy.
+const replayBudget = time.Second
+
+// replayed is a policy that is asked again and again. What it has overrun is not held against
+// anyone: a week goes by in seconds.
+type replayed struct {
+	snapshot *Snapshot
+	names    *names
+}
+
+func newReplayed(s *Snapshot, n *names) *replayed { return &replayed{s.in(newLane()), n} }
+
+// ask also tells whether the answer took longer than a check has.
+func (p *replayed) ask(ctx context.Context, k *authz.Key, c *authz.Check) (a authz.PolicyAnswer, slow bool) {
+	started := time.Now()
+	defer func() {
+		if r := recover(); r != nil {
+			a = authz.AnswerOf(authz.Verdict{}, fmt.Errorf("replay: panic: %v", r))
+		}
+		slow = time.Since(started) > DefaultBudget
+	}()
+	x := &explainer{s: p.snapshot, names: p.names, until: newDeadline(ctx, replayBudget)}
+	return authz.AnswerOf(x.ask(ctx, k, c, nil)), false
 }
 
 // note gathers a difference. Where there are too many, keys and then organizations are told
@@ -147,7 +183,7 @@ func (r *replay) note(rows authz.Recorded, a replayAnswer) {
 	if d == nil && len(r.groups) >= maxReplayGroups {
 		g.key = authz.KeyID{}
 		if d = r.groups[g]; d == nil && len(r.groups) >= 2*maxReplayGroups {
-			g.organization, g.path = authz.OrganizationID{}, ""
+			g.organization, g.path, g.action, g.answer = authz.OrganizationID{}, "", "", ""
 			d = r.groups[g]
 		}
 	}
@@ -230,12 +266,12 @@ func (r *replay) classOfKey(k *authz.Key) int32 {
 		return r.keyOf
 	}
 	var b strings.Builder
-	input, err := r.candidate.names.input(k, &authz.Check{})
+	input, err := r.names.input(k, &authz.Check{})
 	if err != nil {
 		b.WriteString(k.ID.String()) // whatever is wrong with it is its own
 	} else {
-		project(&b, input.Get(r.candidate.names.key), r.reads.key)
-		project(&b, input.Get(r.candidate.names.organization), r.reads.organization)
+		project(&b, input.Get(r.names.key), r.reads.key)
+		project(&b, input.Get(r.names.organization), r.reads.organization)
 	}
 	r.key, r.keyOf = k, r.class(b.String())
 	return r.keyOf
@@ -245,7 +281,7 @@ func (r *replay) classOfCaller(c *authz.Caller) int32 {
 	class, ok := r.callers[c.ID]
 	if !ok {
 		var b strings.Builder
-		project(&b, r.candidate.names.newCallerTerm(c), r.reads.caller)
+		project(&b, r.names.newCallerTerm(c), r.reads.caller)
 		class = r.class(b.String())
 		r.callers[c.ID] = class
 	}
@@ -256,7 +292,13 @@ func (r *replay) classOfCaller(c *authz.Caller) int32 {
 func (r *replay) class(text string) int32 {
 	n, ok := r.classes[text]
 	if !ok {
-		n = int32(len(r.classes)) //nolint:gosec // there are not that many keys
+		if len(r.classes) >= maxReplayClasses { // what was asked of them is asked again
+			clear(r.classes)
+			clear(r.callers)
+			clear(r.answers)
+			r.key, r.first = nil, r.first+maxReplayClasses
+		}
+		n = r.first + int32(len(r.classes)) //nolint:gosec // there are not that many
 		r.classes[text] = n
 	}
 	return n

@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -20,77 +22,174 @@ var blurred = []ast.Ref{
 	ast.MustParseRef("input.request.resource.id"), ast.MustParseRef("input.request.resource.organization"),
 }
 
-// carriers are rules of the built-in policy whose values have such a part in them: who uses
-// them looks at it.
-func carriers() []string {
-	return []string{"data.keystile.check.decoded_path", "data.keystile.check.variable_matches"}
-}
-
-// matchers are rules of the built-in policy that look such a part up in the values of other
-// rules: these must be the built-in ones, too.
-func matchers() []string { return append(carriers(), "data.keystile.check.matched") }
+//nolint:gochecknoglobals // constants, were these constant
+var (
+	requestMethod = ast.MustParseRef("input.request.method")
+	requestAction = ast.MustParseRef("input.request.action")
+	resourceType  = ast.MustParseRef("input.request.resource.type")
+	// ownRules is where policies have rules of their own.
+	ownRules = ast.MustParseRef("data.keystile.rules")
+)
 
 // doubts tell where the answer about a shape may not be the one about each request of it.
+//
+// What matches a route, and what a fence is, must be as in the built-in policy, to the last
+// character: all modules but those of single rules, and of the catalogue's data what is read
+// of it. A rule of its own must look at nothing that is blurred, and at nothing that looks at it.
 type doubts struct {
 	// reasons are what holds for every shape.
 	reasons []authz.PolicyProblem
-	// typed tells that a policy looks at a resource's type.
-	typed bool
-	// before are the routes that the policy in force tells apart, after those of the other
-	// one, by method.
-	before, after map[string][]templatePath
-	told          map[string]bool
+	// methods, actions and types tell that rules of their own look at these, of which shapes
+	// keep the ordinary ones.
+	methods, actions, types bool
+	before, after           *replayRoutes
+	told                    map[string]bool
 }
 
-// templatePath is a route's template, in its segments.
-type templatePath []string
-
-// doubtsOf finds what cannot be known. Rules that look at what is blurred must be the
-// built-in ones. What they use is judged by itself: a rule's value has nothing of what is
-// blurred in it, unless it looks at it.
-func doubtsOf(trusted, before, after *Snapshot, active, candidate *Source) (*doubts, error) {
+// doubtsOf finds what cannot be known.
+func doubtsOf(builtIn, active, candidate *Source, before, after *Snapshot) (*doubts, error) {
 	d := &doubts{told: map[string]bool{}}
-	known := textsOf(trusted)
-	for _, s := range []*Snapshot{before, after} {
-		for _, rule := range s.reached() {
-			if what := s.looksAt(rule); what != "" {
-				d.judge(s, rule, what, known)
-			}
-		}
-		for _, ref := range s.reads() {
-			d.typed = d.typed || overlaps(ref, ast.MustParseRef("input.request.resource.type"))
-		}
-	}
-	var err error
-	if d.before, err = active.routes(); err != nil {
+	core, err := builtIn.core()
+	if err != nil {
 		return nil, err
 	}
-	d.after, err = candidate.routes()
-	return d, err
+	for _, side := range []struct {
+		of       *Source
+		snapshot *Snapshot
+		routes   **replayRoutes
+	}{{active, before, &d.before}, {candidate, after, &d.after}} {
+		own, err := side.of.core()
+		if err != nil {
+			return nil, err
+		}
+		d.compareCore(core, own)
+		d.judgeRules(side.snapshot)
+		data, err := parseData(side.of.files)
+		if err != nil {
+			return nil, err
+		}
+		d.judgeData(data)
+		*side.routes = replayRoutesOf(side.of.revision, data)
+	}
+	if slices.Contains(d.before.literals, blank) || slices.Contains(d.after.literals, blank) {
+		d.doubt("", 0, "the catalogue has a route with the segment _, which stands for all others in what is recorded")
+	}
+	// A scope that is new is an action that was not one.
+	for _, s := range after.catalogue.Scopes {
+		if !slices.ContainsFunc(before.catalogue.Scopes, func(b authz.CatalogueScope) bool { return b.Scope == s.Scope }) {
+			d.actions = true
+		}
+	}
+	slices.SortStableFunc(d.reasons, func(a, b authz.PolicyProblem) int { return strings.Compare(a.String(), b.String()) })
+	return d, nil
 }
 
-// judge doubts a rule, and what it looks up in, unless the built-in policy has the same.
-func (d *doubts) judge(s *Snapshot, rule *ast.Rule, what string, known map[string]bool) {
-	looked := map[*ast.Rule]bool{rule: true}
-	if slices.Contains(matchers(), rule.Ref().String()) {
-		w := newWalk(s)
-		w.rule(rule)
-		looked = w.seen
+// doubt notes a reason, as many as anyone reads.
+func (d *doubts) doubt(file string, line int, message string) {
+	p := authz.PolicyProblem{Stage: authz.StageLoad, File: file, Line: line, Message: message}
+	if len(d.reasons) < maxReplayReasons && !slices.Contains(d.reasons, p) {
+		d.reasons = append(d.reasons, p)
 	}
-	for used := range looked {
-		if known[textOfRule(used)] {
+}
+
+// coreModules are a policy's modules but for those of single rules and of what checks do not
+// ask, by package and content.
+type coreModules map[string]string
+
+// core finds them; the values are their paths.
+func (s *Source) core() (coreModules, error) {
+	live, _, err := parseModules(s.files)
+	if err != nil {
+		return nil, err
+	}
+	core := coreModules{}
+	for _, f := range s.files {
+		m := live[f.path]
+		if m == nil {
 			continue
 		}
-		p := authz.PolicyProblem{Stage: authz.StageLoad}
-		if l := used.Location; l != nil {
-			p.File, p.Line = l.File, l.Row
+		path := m.Package.Path
+		apart := len(path) > len(ownRules) && path.HasPrefix(ownRules)
+		for _, other := range []string{"data.keystile.admin", "data.keystile.findings", "data.keystile.anomaly", "data.system.log"} {
+			apart = apart || path.HasPrefix(ast.MustParseRef(other))
 		}
-		p.Message = fmt.Sprintf("%s is not as in the built-in policy, and looks at %s, of which only what that one looks at is recorded", used.Ref(), what)
-		if len(d.reasons) < maxReplayReasons && !slices.Contains(d.reasons, p) {
-			d.reasons = append(d.reasons, p)
+		if !apart {
+			core[path.String()+"\n"+string(f.content)] = f.path
 		}
 	}
-	slices.SortFunc(d.reasons, func(a, b authz.PolicyProblem) int { return strings.Compare(a.String(), b.String()) })
+	return core, nil
+}
+
+func (d *doubts) compareCore(builtIn, own coreModules) {
+	for text, path := range own {
+		if _, ok := builtIn[text]; !ok {
+			d.doubt(path, 0, "it is not as in the built-in policy; only what that one looks at is recorded of paths, addresses and resources")
+		}
+	}
+	for text, path := range builtIn {
+		if _, ok := own[text]; !ok {
+			d.doubt(path, 0, "it is in the built-in policy, and not as it is there in this one")
+		}
+	}
+}
+
+// judgeRules doubts a rule of the policy's own that looks at what is not recorded.
+func (d *doubts) judgeRules(s *Snapshot) {
+	for _, rule := range s.reached() {
+		path := rule.Ref()
+		if len(path) <= len(ownRules) || !path.HasPrefix(ownRules) {
+			continue
+		}
+		w := newWalk(s)
+		w.look(rule)
+		for _, ref := range w.reads {
+			for _, part := range blurred {
+				if overlaps(ref, part) {
+					d.doubtRule(rule, "looks at "+part.String()+", which is not recorded as it was")
+				}
+			}
+			d.methods = d.methods || overlaps(ref, requestMethod)
+			d.actions = d.actions || overlaps(ref, requestAction)
+			d.types = d.types || overlaps(ref, resourceType)
+		}
+		for dependency := range s.compiler.Graph.Dependencies(rule) {
+			if next, ok := dependency.(*ast.Rule); ok && !next.Ref().HasPrefix(ownRules) {
+				d.doubtRule(rule, "looks at "+next.Ref().String()+", which may look at what is not recorded")
+			}
+		}
+	}
+}
+
+func (d *doubts) doubtRule(rule *ast.Rule, why string) {
+	file, line := "", 0
+	if l := rule.Location; l != nil {
+		file, line = l.File, l.Row
+	}
+	d.doubt(file, line, rule.Ref().String()+" "+why)
+}
+
+// judgeData doubts data that stands where the built-in policy has rules.
+func (d *doubts) judgeData(data map[string]any) {
+	for _, part := range []struct {
+		path  []string
+		known []string
+	}{
+		{[]string{"keystile", "catalog"}, []string{"scopes", "routes", "plans", "unknown_route_status"}},
+		{[]string{"keystile", "check"}, nil},
+	} {
+		for name := range objectAt(data, part.path...) {
+			if !slices.Contains(part.known, name) {
+				d.doubt("", 0, fmt.Sprintf("data.%s.%s is not in the built-in policy's data", strings.Join(part.path, "."), name))
+			}
+		}
+	}
+}
+
+func objectAt(data map[string]any, path ...string) map[string]any {
+	for _, name := range path {
+		data, _ = data[name].(map[string]any)
+	}
+	return data
 }
 
 // reached are the rules that the entry point for checks reaches.
@@ -104,127 +203,43 @@ func (s *Snapshot) reached() []*ast.Rule {
 	return rules
 }
 
-// looksAt is what of the blurred parts a rule looks at by itself, or through a carrier; "" is
-// nothing.
-func (s *Snapshot) looksAt(rule *ast.Rule) string {
-	w := newWalk(s)
-	w.look(rule)
-	for _, ref := range w.reads {
-		for _, part := range blurred {
-			if overlaps(ref, part) {
-				return part.String()
-			}
-		}
-	}
-	for dependency := range s.compiler.Graph.Dependencies(rule) {
-		if next, ok := dependency.(*ast.Rule); ok && slices.Contains(carriers(), next.Ref().String()) {
-			return next.Ref().String()
-		}
-	}
-	return ""
-}
-
 // overlaps tells whether one of two references leads into the other.
 func overlaps(a, b ast.Ref) bool { return a.HasPrefix(b) || b.HasPrefix(a) }
 
-func textsOf(s *Snapshot) map[string]bool {
-	texts := map[string]bool{}
-	for _, rule := range s.reached() {
-		if text := textOfRule(rule); text != "" {
-			texts[text] = true
-		}
-	}
-	return texts
-}
-
-// textOfRule is a rule's name and text as it was written; "" for none, which is no rule's.
-func textOfRule(rule *ast.Rule) string {
-	if rule.Location == nil || len(rule.Location.Text) == 0 {
-		return ""
-	}
-	return rule.Ref().String() + "\n" + string(rule.Location.Text)
-}
-
-// routes are those of the catalogue; what has not its form has none.
-func (s *Source) routes() (map[string][]templatePath, error) {
-	data, err := parseData(s.files)
-	if err != nil {
-		return nil, err
-	}
-	at := any(data)
-	for _, name := range []string{"keystile", "catalog", "routes"} {
-		object, _ := at.(map[string]any)
-		at = object[name]
-	}
-	all := map[string][]templatePath{}
-	methods, _ := at.(map[string]any)
-	for method, sizes := range methods {
-		buckets, _ := sizes.(map[string]any)
-		for _, templates := range buckets {
-			bucket, _ := templates.(map[string]any)
-			for template := range bucket {
-				all[method] = append(all[method], strings.Split(template, "/"))
-			}
-		}
-	}
-	return all, nil
-}
-
 // about tells whether the answer about a shape may not be the one about each of its
 // requests, and notes why.
-func (d *doubts) about(shape authz.Shape, diff *authz.PolicyDiff) bool {
+func (d *doubts) about(shape authz.Shape, faithful bool, diff *authz.PolicyDiff) bool {
 	if len(d.reasons) > 0 {
 		return true
 	}
-	if d.typed && shape.ResourceType == blank || shape.Action == blank || shape.Method == blank && d.newMethods() {
-		return true
+	var why string
+	switch {
+	case !faithful:
+		why = "fences of keys, or external ids of organizations, have changed since"
+	case d.types && shape.ResourceType == blank:
+		why = "rules look at the type of a resource, and some that were recorded are no plain words"
+	case shape.Action == blank && d.actions:
+		why = "rules or new scopes look at an action, and some that were recorded were no scopes"
+	case shape.Method == blank && (d.methods || d.before.unusual || d.after.unusual):
+		why = "rules or routes look at methods that are not recorded as they were"
+	default:
+		why = cmp.Or(d.after.doubt(shape, d.before, true), d.before.doubt(shape, d.before, false))
 	}
-	path := shape.Template()
-	if path == "" {
-		return false
+	if why != "" && !d.told[why] && len(diff.Reasons) < maxReplayReasons {
+		d.told[why] = true
+		diff.Reasons = append(diff.Reasons, authz.PolicyProblem{Stage: authz.StageLoad, Message: why})
 	}
-	segments := strings.Split(path, "/")
-	for _, r := range d.after[shape.Method] {
-		if !r.mayBe(segments) || slices.ContainsFunc(d.before[shape.Method], func(b templatePath) bool { return slices.Equal(b, r) }) {
-			continue
-		}
-		message := fmt.Sprintf("some of the requests recorded as %s %s may be %s, which the policy in force does not tell apart",
-			shape.Method, path, strings.Join(r, "/"))
-		if !d.told[message] && len(diff.Reasons) < maxReplayReasons {
-			d.told[message] = true
-			diff.Reasons = append(diff.Reasons, authz.PolicyProblem{Stage: authz.StageLoad, Message: message})
-		}
-		return true
-	}
-	return false
+	return why != ""
 }
 
 // blank is what a shape has in place of what it does not keep.
 const blank = "_"
 
-// mayBe tells whether a route could match more narrowly what was recorded.
-func (r templatePath) mayBe(segments []string) bool {
-	if len(r) != len(segments) {
-		return false
+// tooSlow notes that answers took longer than a check waits for.
+func (d *doubts) tooSlow(diff *authz.PolicyDiff, budget time.Duration) {
+	why := fmt.Sprintf("some answers took longer than the %v that a check has", budget)
+	if !d.told[why] && len(diff.Reasons) < maxReplayReasons {
+		d.told[why] = true
+		diff.Reasons = append(diff.Reasons, authz.PolicyProblem{Stage: authz.StageProcess, Message: why})
 	}
-	narrower := false
-	for i, part := range r {
-		switch literal := !strings.HasPrefix(part, "{"); {
-		case literal && segments[i] == blank:
-			narrower = true
-		case literal && segments[i] != part:
-			return false
-		}
-	}
-	return narrower
-}
-
-// newMethods tells whether the other policy has routes of methods that shapes do not keep.
-func (d *doubts) newMethods() bool {
-	for method := range d.after {
-		if _, ok := d.before[method]; !ok {
-			return true
-		}
-	}
-	return false
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"runtime/metrics"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -45,11 +46,12 @@ func (g *Gate) Replay(ctx context.Context, r Replay) (*authz.PolicyDiff, error) 
 			return nil, err
 		}
 	}
-	release, err := g.place(ctx)
-	if err != nil {
-		return nil, err
+	select {
+	case g.replays <- struct{}{}:
+		defer func() { <-g.replays }()
+	default:
+		return nil, authz.Unavailable("another policy is being compared already; try again", nil)
 	}
-	defer release()
 	limited, cancel := context.WithTimeoutCause(ctx, replayTimeout+gateGrace, errGateTimeout)
 	defer cancel()
 	cmd, said, complained := g.process(limited)
@@ -273,7 +275,11 @@ func (message trialMessage) replay(ctx context.Context, in io.Reader) (*replayMe
 	if err != nil {
 		return nil, err
 	}
+	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 	for decoder := gob.NewDecoder(in); ; {
+		if metrics.Read(heap); heap[0].Value.Uint64() > gateHeap {
+			return nil, fmt.Errorf("the policies and what they were asked take more than %d MiB", gateHeap>>20)
+		}
 		var b replayBatch
 		if err := decoder.Decode(&b); err != nil {
 			return nil, fmt.Errorf("read recorded requests: %w", err)

@@ -32,7 +32,8 @@ with keys and callers as they are now, and print what would change. Limits are c
 
 A file for --accept has a difference a line: its kind (deny_to_allow, allow_to_deny, reasons, limits), the
 method and path as they are printed ("- ACTION" for an action alone), and if it is one's alone the
-organization's or the key's id. * is any. What stands behind a # is left out.
+organization's or the key's id. * is any. What stands behind a # is left out. Where there are more
+differences than are listed, only "* * *" names all of them.
 
 Exit: 4 when there is a difference that --accept does not name.`,
 		Example: "  keystile policy diff ./policies --since 7d\n  keystile policy diff ./policies --accept expected.txt -o json",
@@ -82,7 +83,7 @@ Exit: 4 when there is a difference that --accept does not name.`,
 		})
 		bar.finish()
 		if err != nil {
-			return s.policyRefused(err)
+			return s.policyUnloadable(err)
 		}
 		return s.showDiff(diff, meant)
 	})
@@ -91,8 +92,15 @@ Exit: 4 when there is a difference that --accept does not name.`,
 // showDiff prints what would change, and fails when some of it is not meant.
 func (s *session) showDiff(diff *admin.PolicyDiff, meant []acceptedDifference) error {
 	unexpected, accepted := []admin.PolicyDifference{}, 0
+	used := make([]bool, len(meant))
 	for _, d := range diff.Differences {
-		if slices.ContainsFunc(meant, func(a acceptedDifference) bool { return a.is(d) }) {
+		named := false
+		for i, a := range meant {
+			if a.is(d) {
+				named, used[i] = true, true
+			}
+		}
+		if named {
 			accepted++
 			continue
 		}
@@ -101,7 +109,19 @@ func (s *session) showDiff(diff *admin.PolicyDiff, meant []acceptedDifference) e
 	if err := s.show(diff, func(p *page) { p.diff(diff, unexpected, accepted) }); err != nil {
 		return err
 	}
-	if n := int64(len(unexpected)) + diff.Unlisted; n > 0 {
+	for i, a := range meant {
+		if !used[i] {
+			s.say("--accept: line %d names no difference that there is", a.line)
+		}
+	}
+	if diff.Requests == 0 {
+		s.say("nothing was recorded in that time, so nothing is known of what would change")
+	}
+	unlisted := diff.Unlisted
+	if slices.ContainsFunc(meant, acceptedDifference.all) {
+		unlisted = 0
+	}
+	if n := int64(len(unexpected)) + unlisted; n > 0 {
 		return &ExitError{Code: ExitFindings, Err: fmt.Errorf("%s in what is decided", plural(n, "difference"))}
 	}
 	return nil
@@ -120,9 +140,10 @@ func (p *page) diff(diff *admin.PolicyDiff, shown []admin.PolicyDifference, acce
 	}
 	switch {
 	case diff.Requests == 0:
-		p.row("exact", "nothing was recorded in that time")
 	case diff.Exact:
 		p.row("exact", "the same requests would be decided as told here")
+	case diff.Approximate == 0:
+		p.row("exact", "but for those that were not asked")
 	default:
 		p.row("approximate", plural(diff.Approximate, "request")+" may come out otherwise:")
 		p.problems(diff.ApproximateReasons)
@@ -131,8 +152,8 @@ func (p *page) diff(diff *admin.PolicyDiff, shown []admin.PolicyDifference, acce
 		name string
 		n    int64
 	}{
-		{"deny → allow", diff.Totals.DenyToAllow},
-		{"allow → deny", diff.Totals.AllowToDeny},
+		{"deny_to_allow", diff.Totals.DenyToAllow},
+		{"allow_to_deny", diff.Totals.AllowToDeny},
 		{"reasons", diff.Totals.Reasons},
 		{"limits", diff.Totals.Limits},
 	} {
@@ -149,7 +170,7 @@ func (p *page) diff(diff *admin.PolicyDiff, shown []admin.PolicyDifference, acce
 	for _, d := range shown[:min(len(shown), maxShownDifferences)] {
 		before, after := answers(d)
 		rows = append(rows, []string{
-			differenceWords(d.Kind), strconv.FormatInt(d.Requests, 10), shortName(cmp.Or(orEmpty(d.OrganizationName), "several")),
+			string(d.Kind), strconv.FormatInt(d.Requests, 10), shortName(cmp.Or(orEmpty(d.OrganizationName), "several")),
 			shortName(cmp.Or(orEmpty(d.KeyName), orEmpty(d.KeyID), "several")), differenceRequest(d), before, after,
 		})
 	}
@@ -159,21 +180,11 @@ func (p *page) diff(diff *admin.PolicyDiff, shown []admin.PolicyDifference, acce
 	}
 }
 
-func differenceWords(kind admin.PolicyDifferenceKind) string {
-	switch kind {
-	case admin.DenyToAllow:
-		return "deny → allow"
-	case admin.AllowToDeny:
-		return "allow → deny"
-	}
-	return string(kind)
-}
-
 // differenceRequest is a request as --accept names it, with an action that goes with a path.
 func differenceRequest(d admin.PolicyDifference) string {
 	method, what := requestOf(d)
 	if d.Path != "" && d.Action != "" {
-		what += " " + d.Action
+		what += " (" + d.Action + ")"
 	}
 	return method + " " + what
 }
@@ -242,7 +253,15 @@ func pointInTime(text string, now time.Time) (time.Time, error) {
 }
 
 // acceptedDifference is a line of --accept.
-type acceptedDifference struct{ kind, method, what, whose string }
+type acceptedDifference struct {
+	kind, method, what, whose string
+	line                      int
+}
+
+// all tells that it names every difference.
+func (a acceptedDifference) all() bool {
+	return a.kind == "*" && a.method == "*" && a.what == "*" && a.whose == "*"
+}
 
 func (a acceptedDifference) is(d admin.PolicyDifference) bool {
 	method, what := requestOf(d)
@@ -277,13 +296,27 @@ func readAccepted(name string, stdin io.Reader) ([]acceptedDifference, error) {
 			words = append(words, "*")
 		}
 		kinds := []string{"*", string(admin.DenyToAllow), string(admin.AllowToDeny), string(admin.OtherReasons), string(admin.OtherLimits)}
-		if len(words) != 4 || !slices.Contains(kinds, words[0]) {
+		if len(words) != 4 || !slices.Contains(kinds, words[0]) || !namesOne(words[3]) {
 			return nil, usage(fmt.Errorf("--accept: line %d is not KIND METHOD PATH [ORGANIZATION or KEY], such as deny_to_allow GET /api/v1/reports", n))
 		}
-		all = append(all, acceptedDifference{words[0], words[1], words[2], words[3]})
+		all = append(all, acceptedDifference{words[0], words[1], words[2], words[3], n})
 	}
 	if err := lines.Err(); err != nil {
 		return nil, usage(fmt.Errorf("--accept: %w", err))
 	}
 	return all, nil
+}
+
+// namesOne tells whether a word names an organization, a key, or any.
+func namesOne(word string) bool {
+	return word == "*" || strings.HasPrefix(word, "org_") || strings.HasPrefix(word, "key_")
+}
+
+// policyUnloadable is policyRefused for a policy that nobody wanted in force.
+func (s *session) policyUnloadable(err error) error {
+	var exit *ExitError
+	if err = s.policyRefused(err); errors.As(err, &exit) {
+		exit.Err = errors.New("the policy does not load, so it cannot be asked")
+	}
+	return err
 }

@@ -5,6 +5,7 @@
 -- last day that it was counted.
 CREATE TABLE usage_shapes (
     id                    uuid PRIMARY KEY,
+    policy                text NOT NULL,
     method                text NOT NULL,
     path                  text NOT NULL,
     route                 text NOT NULL,
@@ -16,6 +17,7 @@ CREATE TABLE usage_shapes (
     resource_id           boolean NOT NULL,
     resource_organization text NOT NULL,
     address               text NOT NULL,
+    relative              bigint NOT NULL,
     browser               boolean NOT NULL,
     stale                 boolean NOT NULL,
     scopes                text[] NOT NULL,
