@@ -85,7 +85,7 @@ func TestEvaluate_ShippedPolicyDecides(t *testing.T) {
 			if c.check != nil {
 				c.check(check)
 			}
-			c.want.Revision = e.Revision()
+			c.want.Revision, c.want.Cataloged = e.Revision(), c.want.Route != ""
 			for range 2 { // the second time the key's memo is there
 				got, err := evaluate(t, e, k, check)
 				if err != nil {
