@@ -70,7 +70,11 @@ func TestReplay_WhatIsPredictedHappens(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds, exact := map[authz.PolicyDifferenceKind]int64{}, 0
-	for n := range replayEdits {
+	edits := replayEdits
+	if raceEnabled {
+		edits /= 5 // all of them without the detector, in make test-policies
+	}
+	for n := range edits {
 		candidate, edit := editedPolicy(t, builtIn, random)
 		diff, err := gate.Replay(t.Context(), policy.Replay{
 			Active: builtIn, Candidate: candidate, BuiltIn: builtIn,
@@ -110,11 +114,11 @@ func TestReplay_WhatIsPredictedHappens(t *testing.T) {
 		}
 		t.Logf("%s: exact %v, %v", edit, diff.Exact(), diff.Totals)
 	}
-	t.Logf("%d of %d edits are exact; what happened: %v", exact, replayEdits, kinds)
-	if exact < replayEdits*3/4 {
-		t.Errorf("only %d of %d predictions are exact", exact, replayEdits)
+	t.Logf("%d of %d edits are exact; what happened: %v", exact, edits, kinds)
+	if exact < edits*3/4 {
+		t.Errorf("only %d of %d predictions are exact", exact, edits)
 	}
-	if len(kinds) < 4 {
+	if !raceEnabled && len(kinds) < 4 {
 		t.Errorf("only %v happened", kinds)
 	}
 }
