@@ -75,6 +75,10 @@ func TestEffective_ASilentReplicaIsNamed(t *testing.T) {
 	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
 	here, there := storetest.Open(t, at, peppers), storetest.Open(t, at, peppers)
 	w := newWhole(t, here, "acme")
+	// What it has yet to apply would take what it finds out of its memory again.
+	if err := there.Synchronize(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	find(t, there, w.keySecret)
 	there.StopFollowing()
 	n := revoke(t, here, w)
