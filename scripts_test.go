@@ -56,7 +56,7 @@ func programDirectory(t *testing.T) string {
 		}
 		return dir
 	}
-	said, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, ".").CombinedOutput() //nolint:gosec // our own program
+	said, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, ".").CombinedOutput()
 	if err != nil {
 		t.Fatalf("build keystile: %v\n%s", err, said)
 	}
