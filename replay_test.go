@@ -222,7 +222,7 @@ func randomTraffic(t *testing.T, s *store.Store, random *rand.Rand) []request {
 			r.ask.SetRequest(one("GET", "GET", "POST", "PATCH", "DELETE"), one("/api/v1/tickets", "/api/v1/tickets/"+id, "/api/v1/tickets/"+id+"/messages",
 				"/api/v1/customers", "/api/v1/customers/"+id, "/api/v1/reports", "/api/v1/reports/"+id, "/api//tickets", "/wp-login.php"))
 		} else {
-			r.ask.Action = one("tickets:read", "tickets:write", "Read reports")
+			r.ask.Action = one("tickets:read", "tickets:write")
 		}
 		r.ask.Browser = random.IntN(5) == 0
 		r.ask.Environment = authz.Environment(one("", "", "live"))
