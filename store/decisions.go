@@ -149,28 +149,18 @@ func (p *decisions) take(now time.Time) []decisionRow {
 
 // recordDecisions writes until ctx ends, and what is left then.
 func (s *Store) recordDecisions(ctx context.Context) {
-	tick := time.NewTicker(decisionsEvery)
-	defer tick.Stop()
-	failing := false
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			s.flushLastDecisions(ctx)
-			return
-		}
+	record(ctx, decisionsEvery, func(ctx context.Context) error {
 		err := s.flushDecisions(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			s.log.Warn("decisions cannot be kept; they wait, and are dropped when there are too many", slog.Any("error", err))
-		}
-		failing = err != nil
 		if now := time.Now(); err == nil && now.Sub(s.decisions.expired) >= expireEvery {
 			s.decisions.expired = now
 			if err := s.expireDecisions(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("old decisions cannot be deleted; it is tried again", slog.Any("error", err))
 			}
 		}
-	}
+		return err
+	}, func(err error) {
+		s.log.Warn("decisions cannot be kept; they wait, and are dropped when there are too many", slog.Any("error", err))
+	}, s.flushLastDecisions)
 }
 
 // flushLastDecisions writes what a store that is closed has left.

@@ -36,31 +36,13 @@ type usageBatch struct {
 
 // recordUsage writes until ctx ends, and what is left then.
 func (s *Store) recordUsage(ctx context.Context) {
-	tick := time.NewTicker(flushEvery)
-	defer tick.Stop()
-	failing := false
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			s.flushLastUsage(ctx)
-			return
-		}
-		err := s.flushUsage(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			s.log.Warn("usage cannot be written; it waits", slog.Any("error", err))
-		}
-		failing = err != nil
-	}
-}
-
-// flushLastUsage writes what a store that is closed has left.
-func (s *Store) flushLastUsage(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastUsageLimit)
-	defer cancel()
-	if err := s.flushUsage(ctx); err != nil {
-		s.log.Warn("the last usage could not be written", slog.Any("error", err))
-	}
+	record(ctx, flushEvery, s.flushUsage, func(err error) {
+		s.log.Warn("usage cannot be written; it waits", slog.Any("error", err))
+	}, func(ctx context.Context) {
+		flushLast(ctx, lastUsageLimit, s.flushUsage, func(err error) {
+			s.log.Warn("the last usage could not be written", slog.Any("error", err))
+		})
+	})
 }
 
 // flushUsage writes what was counted. While a batch cannot be written nothing more is taken:

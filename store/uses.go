@@ -16,15 +16,10 @@ import (
 const (
 	// useEvery is how exact the last use is: a secret is noted once in that time.
 	useEvery = 10 * time.Second
-	// flushEvery is how often what is noted is written: a replica that is killed loses no
-	// more than a second of it.
-	flushEvery = 800 * time.Millisecond
 	// maxPendingUses bounds what waits while Postgres does not answer, and
 	// maxUsesAtOnce one statement.
 	maxPendingUses = 100_000
 	maxUsesAtOnce  = 5_000
-	// lastFlushLimit bounds the last writing of a store that is closed.
-	lastFlushLimit = 2 * time.Second
 )
 
 var _ authz.UseRecorder = (*Store)(nil)
@@ -89,31 +84,13 @@ func (u *uses) take() map[authz.SecretID]use {
 
 // recordUses writes until ctx ends, and what is left then.
 func (s *Store) recordUses(ctx context.Context) {
-	tick := time.NewTicker(flushEvery)
-	defer tick.Stop()
-	failing := false
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			s.flushLastUses(ctx)
-			return
-		}
-		err := s.flushUses(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
-			s.log.Warn("the last uses of keys cannot be written; they wait", slog.Any("error", err))
-		}
-		failing = err != nil
-	}
-}
-
-// flushLastUses writes what a store that is closed has left.
-func (s *Store) flushLastUses(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlushLimit)
-	defer cancel()
-	if err := s.flushUses(ctx); err != nil {
-		s.log.Warn("the last uses of some keys could not be written", slog.Any("error", err))
-	}
+	record(ctx, flushEvery, s.flushUses, func(err error) {
+		s.log.Warn("the last uses of keys cannot be written; they wait", slog.Any("error", err))
+	}, func(ctx context.Context) {
+		flushLast(ctx, lastFlushLimit, s.flushUses, func(err error) {
+			s.log.Warn("the last uses of some keys could not be written", slog.Any("error", err))
+		})
+	})
 }
 
 // flushUses writes what is pending. What cannot be written comes back.
