@@ -107,39 +107,22 @@ type PolicyAnswer struct {
 func AnswerOf(v Verdict, err error) PolicyAnswer {
 	d := &Decision{}
 	if err == nil {
+		err = v.Undecided()
+	}
+	if err == nil {
 		err = d.take(v)
 	}
 	if err != nil {
-		return undecidedAnswer()
+		return PolicyAnswer{Code: CodeUnavailable, Status: CodeUnavailable.Status(), Reasons: []Code{CodeUnavailable}}
 	}
 	a := PolicyAnswer{Allow: d.Allow, Code: d.Code, Status: d.Status, Missing: d.Missing, Limits: v.Limits}
+	if d.Code.fence() {
+		a.Limits = nil // nothing is charged
+	}
 	for _, r := range d.Reasons {
 		a.Reasons = append(a.Reasons, r.Code)
 	}
-	switch { // as Check does
-	case d.Code.fence():
-		a.Limits = nil // nothing is charged
-	case !limitsHold(v.Limits):
-		return undecidedAnswer()
-	}
 	return a
-}
-
-func undecidedAnswer() PolicyAnswer {
-	return PolicyAnswer{Code: CodeUnavailable, Status: CodeUnavailable.Status(), Reasons: []Code{CodeUnavailable}}
-}
-
-// limitsHold tells whether a check of the least cost could be charged.
-func limitsHold(limits []Limit) bool {
-	if len(limits) == 1 && limits[0].Name == Unlimited {
-		return true
-	}
-	for _, l := range limits {
-		if l.Validate() != nil {
-			return false
-		}
-	}
-	return len(limits) > 0
 }
 
 // Difference is the kind of difference between two answers, "" for none.

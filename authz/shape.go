@@ -65,8 +65,8 @@ const (
 )
 
 const (
-	// blank stands for whatever may tell one request from the next.
-	blank = "_"
+	// Blank stands in a shape for whatever may tell one request from the next.
+	Blank = "_"
 	// nobody's organization: external ids are ASCII.
 	nobody = "\u2205"
 	// maxWord bounds a word that is kept of a client's, maxShapeSegments and maxShapePath
@@ -86,7 +86,7 @@ func ShapeOf(k *Key, c *Check, v *Verdict) Shape {
 	}
 	s.Relative = s.relativeTo(k)
 	if !RecordsMethod(c.Method) {
-		s.Method = blank
+		s.Method = Blank
 	}
 	switch {
 	case v.Cataloged:
@@ -97,10 +97,10 @@ func ShapeOf(k *Key, c *Check, v *Verdict) Shape {
 		}
 	}
 	if s.Action = c.Action; c.Action != "" && (!Scope(c.Action).Valid() || !slices.Contains(v.Required, Scope(c.Action))) {
-		s.Action = blank
+		s.Action = Blank
 	}
 	if s.ResourceType != "" && !plainWord(s.ResourceType) {
-		s.ResourceType = blank
+		s.ResourceType = Blank
 	}
 	return s
 }
@@ -120,7 +120,7 @@ func (s Shape) Template() string {
 	for part := range strings.SplitSeq(s.Route[1:], "/") {
 		b.WriteByte('/')
 		if strings.HasPrefix(part, "{") {
-			part = blank
+			part = Blank
 		}
 		b.WriteString(part)
 	}
@@ -146,7 +146,7 @@ func (s Shape) Check(k *Key, caller *Caller) (c *Check, faithful bool) {
 		}
 	}
 	if s.ResourceID {
-		c.Resource.ID = blank
+		c.Resource.ID = Blank
 	}
 	if o := k.Organization; o != nil {
 		switch s.ResourceOrganization {
@@ -160,7 +160,7 @@ func (s Shape) Check(k *Key, caller *Caller) (c *Check, faithful bool) {
 	}
 	switch path := s.Template(); {
 	case s.Ambiguous:
-		c.Method, c.Path, c.Ambiguous = s.Method, "/"+blank+"/", true
+		c.Method, c.Path, c.Ambiguous = s.Method, "/"+Blank+"/", true
 	case path != "":
 		c.SetRequest(s.Method, path)
 	}
@@ -280,7 +280,7 @@ func wordsOf(segments []string) string {
 	for _, segment := range segments {
 		b.WriteByte('/')
 		if !plainWord(segment) {
-			segment = blank
+			segment = Blank
 		}
 		b.WriteString(segment)
 	}

@@ -15,12 +15,7 @@ import (
 // plans of organizations. A policy without them lists nothing, so that no key can be
 // given anything; what is there and has no sense is refused.
 func catalogueOf(data map[string]any) (authz.Catalogue, error) {
-	var at any = data
-	for _, name := range []string{"keystile", "catalog"} {
-		object, _ := at.(map[string]any)
-		at = object[name]
-	}
-	raw, err := json.Marshal(at)
+	raw, err := json.Marshal(objectAt(data, "keystile", "catalog"))
 	if err != nil {
 		return authz.Catalogue{}, fmt.Errorf("data.keystile.catalog: %w", err)
 	}
@@ -59,4 +54,26 @@ func catalogueOf(data map[string]any) (authz.Catalogue, error) {
 		c.Plans = append(c.Plans, plan)
 	}
 	return c, nil
+}
+
+// eachTemplate walks the routes of data.keystile.catalog: method, number of segments,
+// template. What has not that form is left out.
+func eachTemplate(data map[string]any, do func(method, template string)) {
+	for method, sizes := range objectAt(data, "keystile", "catalog", "routes") {
+		buckets, _ := sizes.(map[string]any)
+		for _, templates := range buckets {
+			bucket, _ := templates.(map[string]any)
+			for template := range bucket {
+				do(method, template)
+			}
+		}
+	}
+}
+
+// objectAt is the object at a path of the data, nil for what is none.
+func objectAt(data map[string]any, path ...string) map[string]any {
+	for _, name := range path {
+		data, _ = data[name].(map[string]any)
+	}
+	return data
 }

@@ -60,21 +60,9 @@ func (r exampleRequest) String() string {
 // A policy that keeps them elsewhere has none here, and is asked by its scopes.
 func routesOf(data map[string]any) []exampleRequest {
 	var found []exampleRequest
-	var at any = data
-	for _, name := range []string{"keystile", "catalog", "routes"} {
-		object, _ := at.(map[string]any)
-		at = object[name]
-	}
-	methods, _ := at.(map[string]any)
-	for method, buckets := range methods {
-		sizes, _ := buckets.(map[string]any)
-		for _, bucket := range sizes {
-			templates, _ := bucket.(map[string]any)
-			for template := range templates {
-				found = append(found, exampleRequest{method: method, path: filled(template)})
-			}
-		}
-	}
+	eachTemplate(data, func(method, template string) {
+		found = append(found, exampleRequest{method: method, path: filled(template)})
+	})
 	slices.SortFunc(found, func(a, b exampleRequest) int { return strings.Compare(a.method+" "+a.path, b.method+" "+b.path) })
 	return found
 }

@@ -39,7 +39,7 @@ type replay struct {
 	// classes number what cannot be told apart, from first on.
 	classes map[string]int32
 	first   int32
-	// of remembers the class of the last key and of callers: rows come key by key.
+	// keyOf is the class of key, the last one, and callers has theirs: rows come key by key.
 	key     *authz.Key
 	keyOf   int32
 	callers map[authz.CallerID]int32
@@ -74,9 +74,9 @@ type replayGroup struct {
 	answer       string
 }
 
-// newReplay prepares a replay. builtIn is the policy whose rules look no further into a
-// request than a shape keeps it.
-func newReplay(ctx context.Context, active, candidate, builtIn *Source) (*replay, error) {
+// newReplay prepares a replay of two policies and what is loaded of them. builtIn is the policy
+// whose rules look no further into a request than a shape keeps it.
+func newReplay(active, candidate, builtIn *Source, before, after *Snapshot) (*replay, error) {
 	r := &replay{
 		classes: make(map[string]int32), callers: make(map[authz.CallerID]int32), answers: make(map[replayQuestion]replayAnswer),
 		groups: make(map[replayGroup]*authz.PolicyDifference),
@@ -85,17 +85,10 @@ func newReplay(ctx context.Context, active, candidate, builtIn *Source) (*replay
 			Differences: []authz.PolicyDifference{}, Reasons: []authz.PolicyProblem{},
 		},
 	}
-	before, err := active.Load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	after, err := candidate.Load(ctx)
-	if err != nil {
-		return nil, err
-	}
 	r.names = newNames()
 	r.active, r.candidate = newReplayed(before, r.names), newReplayed(after, r.names)
 	r.reads = projectionsOf(before, after)
+	var err error
 	if r.doubts, err = doubtsOf(builtIn, active, candidate, before, after); err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func TestReplay_WhatIsNotApproximateIsWhatHappens(t *testing.T) {
 			withoutDoubts(after)
 		}
 		active, candidate := mustRead(t, before), mustRead(t, after)
-		r, err := newReplay(t.Context(), active, candidate, mustRead(t, shipped()))
+		r, err := loadedReplay(t, active, candidate)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,11 +101,25 @@ func TestReplay_WhatIsNotApproximateIsWhatHappens(t *testing.T) {
 	}
 }
 
+// loadedReplay loads two policies for a replay.
+func loadedReplay(t *testing.T, active, candidate *Source) (*replay, error) {
+	t.Helper()
+	before, err := active.Load(t.Context())
+	if err != nil {
+		return nil, err
+	}
+	after, err := candidate.Load(t.Context())
+	if err != nil {
+		return nil, err
+	}
+	return newReplay(active, candidate, mustRead(t, shipped()), before, after)
+}
+
 // replayOf asks the shipped policy and a changed one about requests.
 func replayOf(t *testing.T, changes map[string]string, traffic ...authz.Recorded) *authz.PolicyDiff {
 	t.Helper()
 	shippedOne := mustRead(t, shipped())
-	r, err := newReplay(t.Context(), shippedOne, mustRead(t, with(t, changes)), shippedOne)
+	r, err := loadedReplay(t, shippedOne, mustRead(t, with(t, changes)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -203,7 +203,7 @@ func TestReplay_AnExactAnswerIsWhatHappensWhateverIsEdited(t *testing.T) {
 			if err != nil {
 				t.Fatal("older", err)
 			}
-			r, err := newReplay(t.Context(), active, candidate, mustRead(t, shipped()))
+			r, err := loadedReplay(t, active, candidate)
 			if err != nil {
 				t.Fatal("REFUSED ", err)
 			}

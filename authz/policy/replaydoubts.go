@@ -71,7 +71,7 @@ func doubtsOf(builtIn, active, candidate *Source, before, after *Snapshot) (*dou
 		d.judgeData(data)
 		*side.routes = replayRoutesOf(side.of.revision, data)
 	}
-	if slices.Contains(d.before.literals, blank) || slices.Contains(d.after.literals, blank) {
+	if slices.Contains(d.before.literals, authz.Blank) || slices.Contains(d.after.literals, authz.Blank) {
 		d.doubt("", 0, "the catalogue has a route with the segment _, which stands for all others in what is recorded")
 	}
 	// A scope that is new is an action that was not one.
@@ -185,13 +185,6 @@ func (d *doubts) judgeData(data map[string]any) {
 	}
 }
 
-func objectAt(data map[string]any, path ...string) map[string]any {
-	for _, name := range path {
-		data, _ = data[name].(map[string]any)
-	}
-	return data
-}
-
 // reached are the rules that the entry point for checks reaches.
 func (s *Snapshot) reached() []*ast.Rule {
 	w := newWalk(s)
@@ -216,11 +209,11 @@ func (d *doubts) about(shape authz.Shape, faithful bool, diff *authz.PolicyDiff)
 	switch {
 	case !faithful:
 		why = "fences of keys, or external ids of organizations, have changed since"
-	case d.types && shape.ResourceType == blank:
+	case d.types && shape.ResourceType == authz.Blank:
 		why = "rules look at the type of a resource, and some that were recorded are no plain words"
-	case shape.Action == blank && d.actions:
+	case shape.Action == authz.Blank && d.actions:
 		why = "rules or new scopes look at an action, and some that were recorded were no scopes"
-	case shape.Method == blank && (d.methods || d.before.unusual || d.after.unusual):
+	case shape.Method == authz.Blank && (d.methods || d.before.unusual || d.after.unusual):
 		why = "rules or routes look at methods that are not recorded as they were"
 	default:
 		why = cmp.Or(d.after.doubt(shape, d.before, true), d.before.doubt(shape, d.before, false))
@@ -231,9 +224,6 @@ func (d *doubts) about(shape authz.Shape, faithful bool, diff *authz.PolicyDiff)
 	}
 	return why != ""
 }
-
-// blank is what a shape has in place of what it does not keep.
-const blank = "_"
 
 // tooSlow notes that answers took longer than a check waits for.
 func (d *doubts) tooSlow(diff *authz.PolicyDiff, budget time.Duration) {

@@ -265,13 +265,19 @@ func (message trialMessage) replay(ctx context.Context, in io.Reader) (*replayMe
 			return nil, err
 		}
 	}
+	active, candidate, builtIn := sources[0], sources[1], sources[2]
 	started := time.Now()
-	if _, err := sources[1].Load(ctx); err != nil {
+	after, err := candidate.Load(ctx)
+	if err != nil {
 		report := Unreadable(err)
-		report.Revision = sources[1].revision
+		report.Revision = candidate.revision
 		return &replayMessage{Refused: report}, nil
 	}
-	r, err := newReplay(ctx, sources[0], sources[1], sources[2])
+	before, err := active.Load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := newReplay(active, candidate, builtIn, before, after)
 	if err != nil {
 		return nil, err
 	}

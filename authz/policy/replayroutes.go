@@ -34,18 +34,6 @@ func templatesOf(data map[string]any) map[string]bool {
 	return all
 }
 
-func eachTemplate(data map[string]any, do func(method, template string)) {
-	for method, sizes := range objectAt(data, "keystile", "catalog", "routes") {
-		buckets, _ := sizes.(map[string]any)
-		for _, templates := range buckets {
-			bucket, _ := templates.(map[string]any)
-			for template := range bucket {
-				do(method, template)
-			}
-		}
-	}
-}
-
 func replayRoutesOf(revision string, data map[string]any) *replayRoutes {
 	r := &replayRoutes{revision: revision, byMethod: map[string][]templatePath{}}
 	eachTemplate(data, func(method, template string) {
@@ -101,7 +89,7 @@ func (t templatePath) mayBe(segments []string) bool {
 	some := false
 	for i, part := range t {
 		switch literal := !strings.HasPrefix(part, "{"); {
-		case literal && segments[i] == blank:
+		case literal && segments[i] == authz.Blank:
 			some = true
 		case literal && segments[i] != part:
 			return false
