@@ -130,6 +130,10 @@ func TestReplay_AnExactAnswerIsWhatHappensWhateverIsEdited(t *testing.T) {
 			candidate: map[string]string{"keystile/check/zz.rego": "package keystile.check\n\nnet.cidr_contains(_, ip) if not endswith(ip, \".7\")\n"},
 			check:     exampleCheck("GET", "/api/v1/tickets/1"), then: fence("203.0.113.0/24"),
 		},
+		"T an action beside a path that had no route": {
+			candidate: map[string]string{catData: repl(t, cat, get4, get4+"      /api/v1/{kind}/mine: {scopes: [tickets:read]}\n")},
+			check:     func() *authz.Check { c := exampleCheck("GET", "/api/v1/x/mine"); c.Action = "tickets:read"; return c }(),
+		},
 		"H rule on TRACE": {
 			candidate: map[string]string{ruleRego: ruleOf(`input.request.method == "TRACE"`)},
 			check:     exampleCheck("TRACE", "/api/v1/tickets/1"),

@@ -74,12 +74,9 @@ func doubtsOf(builtIn, active, candidate *Source, before, after *Snapshot) (*dou
 	if slices.Contains(d.before.literals, authz.Blank) || slices.Contains(d.after.literals, authz.Blank) {
 		d.doubt("", 0, "the catalogue has a route with the segment _, which stands for all others in what is recorded")
 	}
-	// A scope that is new is an action that was not one.
-	for _, s := range after.catalogue.Scopes {
-		if !slices.ContainsFunc(before.catalogue.Scopes, func(b authz.CatalogueScope) bool { return b.Scope == s.Scope }) {
-			d.actions = true
-		}
-	}
+	// A scope that is new is an action that was not one, and the other way round.
+	name := func(a, b authz.CatalogueScope) bool { return a.Scope == b.Scope }
+	d.actions = d.actions || !slices.EqualFunc(before.catalogue.Scopes, after.catalogue.Scopes, name)
 	slices.SortStableFunc(d.reasons, func(a, b authz.PolicyProblem) int { return strings.Compare(a.String(), b.String()) })
 	return d, nil
 }
@@ -211,6 +208,8 @@ func (d *doubts) about(shape authz.Shape, faithful bool, diff *authz.PolicyDiff)
 		why = "fences of keys, or external ids of organizations, have changed since"
 	case d.types && shape.ResourceType == authz.Blank:
 		why = "rules look at the type of a resource, and some that were recorded are no plain words"
+	case shape.Action == authz.Blank && (shape.Ambiguous || shape.Template() != ""):
+		why = "an action that came with a path was not required where that matched nothing, so it was not recorded"
 	case shape.Action == authz.Blank && d.actions:
 		why = "rules or new scopes look at an action, and some that were recorded were no scopes"
 	case shape.Method == authz.Blank && (d.methods || d.before.unusual || d.after.unusual):
