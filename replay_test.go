@@ -51,7 +51,7 @@ func TestReplay_WhatIsPredictedHappens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options.Usage = s
+	options.Decisions = []authz.DecisionRecorder{s}
 	counting, err := authz.NewChecker(options)
 	if err != nil {
 		t.Fatal(err)

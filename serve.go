@@ -116,7 +116,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		recorders = append(recorders, s.decisions)
 	}
 	checker, err := authz.NewChecker(authz.CheckerOptions{
-		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store, Usage: s.store, Decisions: recorders,
+		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store, Decisions: recorders,
 		Realm: cfg.Realm, Opaque401: cfg.Opaque401,
 	})
 	if err != nil {

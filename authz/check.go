@@ -127,8 +127,6 @@ type CheckerOptions struct {
 	Clock   Clock
 	// Uses is told which keys are used; nil for nobody.
 	Uses UseRecorder
-	// Usage counts the decisions; nil for nobody.
-	Usage UsageCounter
 	// Decisions are told what was decided; none for nobody.
 	Decisions []DecisionRecorder
 	// Realm is named in challenges; default "api". Printable ASCII without quotes.
@@ -147,7 +145,6 @@ type Checker struct {
 	limiter   Limiter
 	clock     Clock
 	uses      UseRecorder
-	usage     UsageCounter
 	decisions []DecisionRecorder
 	realm     string
 	opaque401 bool
@@ -172,7 +169,7 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 	}
 	return &Checker{
 		budget: o.Budget,
-		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, usage: o.Usage, decisions: o.Decisions, realm: o.Realm, opaque401: o.Opaque401,
+		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, decisions: o.Decisions, realm: o.Realm, opaque401: o.Opaque401,
 	}, nil
 }
 
@@ -192,9 +189,6 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 		return nil, err
 	}
 	c.finish(d)
-	if c.usage != nil {
-		c.usage.Count(q, d, now)
-	}
 	for _, recorder := range c.decisions {
 		recorder.Decided(q, d)
 	}

@@ -52,14 +52,6 @@ type UseRecorder interface {
 	Used(k *Key, s *KeySecret, at time.Time)
 }
 
-// UsageCounter counts decisions. It is implemented by the store.
-type UsageCounter interface {
-	// Count is told each decision, whatever it is. It must not block, and keeps neither
-	// argument nor anything that they point to.
-	// Called by Checker alone, concurrently.
-	Count(q *Check, d *Decision, at time.Time)
-}
-
 // DecisionRecorder takes note of what was decided. It is implemented by the store and by
 // authz/decisionlog.
 type DecisionRecorder interface {

@@ -92,8 +92,10 @@ type decisionShare struct {
 	code   authz.Code
 }
 
-// Decided implements authz.DecisionRecorder: nothing but a look at the id, for most allows.
+// Decided implements authz.DecisionRecorder: it counts each decision, and keeps denials and a
+// sample of allows.
 func (s *Store) Decided(q *authz.Check, d *authz.Decision) {
+	s.count(q, d)
 	kept := &s.decisions.kept
 	if kept.For <= 0 || d.Allow && !d.ID.OneIn(kept.Sample) {
 		return

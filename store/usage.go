@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/supportstation/keystile/authz"
 )
@@ -26,8 +25,6 @@ const (
 	maxUnmatchedShapes = 1000
 	maxUnmatched       = 50_000
 )
-
-var _ authz.UsageCounter = (*Store)(nil)
 
 // usageKey is what is counted apart.
 type usageKey struct {
@@ -75,10 +72,10 @@ func newUsage() *usage {
 	return u
 }
 
-// Count implements authz.UsageCounter. For what was counted before, lately, and needs no more
+// count counts a decision, in the hour that its id tells. For what was counted before, lately, and needs no more
 // than one scope, it allocates nothing.
-func (s *Store) Count(q *authz.Check, d *authz.Decision, at time.Time) {
-	k := usageKey{hour: at.Unix() / 3600, shape: d.Shape(q), code: d.Code}
+func (s *Store) count(q *authz.Check, d *authz.Decision) {
+	k := usageKey{hour: d.ID.Time().Unix() / 3600, shape: d.Shape(q), code: d.Code}
 	if q.Caller != nil {
 		k.caller = q.Caller.ID
 	}

@@ -38,7 +38,7 @@ func newCounter(s *store.Store, keys int) *counter {
 func (c *counter) count(t testing.TB, key int, route, path string, at time.Time) {
 	t.Helper()
 	checker, err := authz.NewChecker(authz.CheckerOptions{
-		Keys: foundKey{c.keys[key], c.secret}, Policy: routes(route), Limiter: unlimited{}, Clock: fixed(at), Usage: c.s,
+		Keys: foundKey{c.keys[key], c.secret}, Policy: routes(route), Limiter: unlimited{}, Clock: fixed(at), Decisions: []authz.DecisionRecorder{c.s},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +268,7 @@ func TestUsage_AnHourThatIsOverTakesNoRoom(t *testing.T) {
 	q := c.question("GET", "/api/v1/tickets/1")
 	for _, now := range []time.Time{hour.Add(-time.Second), hour} {
 		for _, k := range c.keys {
-			s.Count(q, &authz.Decision{Key: k, Secret: c.secret, Code: authz.CodeAllowed}, now)
+			s.Decided(q, &authz.Decision{ID: authz.NewDecisionID(now), Key: k, Secret: c.secret, Code: authz.CodeAllowed})
 		}
 		if err := s.FlushUsage(t.Context()); err != nil {
 			t.Fatal(err)
@@ -393,12 +393,12 @@ func BenchmarkUsage_Count(b *testing.B) {
 	s := storetest.Open(b, storetest.Migrated(b), storetest.Peppers(b, "p1"))
 	const keys = 1000
 	c, now := newCounter(s, keys), time.Now()
-	for name, usage := range map[string]authz.UsageCounter{"uncounted": nil, "counted": s} {
+	for name, recorders := range map[string][]authz.DecisionRecorder{"uncounted": nil, "counted": {s}} {
 		b.Run(name, func(b *testing.B) {
 			checkers := make([]*authz.Checker, keys)
 			for i := range checkers {
 				checkers[i], _ = authz.NewChecker(authz.CheckerOptions{
-					Keys: foundKey{c.keys[i], c.secret}, Policy: routes("/api/v1/tickets/{id}"), Limiter: unlimited{}, Clock: fixed(now), Usage: usage,
+					Keys: foundKey{c.keys[i], c.secret}, Policy: routes("/api/v1/tickets/{id}"), Limiter: unlimited{}, Clock: fixed(now), Decisions: recorders,
 				})
 			}
 			b.ReportAllocs()
