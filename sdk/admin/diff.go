@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"time"
 )
@@ -24,17 +23,13 @@ func (c *Client) DiffPolicy(ctx context.Context, wanted PolicyDiffRequest, told 
 	if err != nil {
 		return nil, fmt.Errorf("keystile: %w", err)
 	}
-	resp, err := c.sender.stream(req.WithContext(bounded), "application/x-ndjson")
+	resp, err := c.sender.stream(req.WithContext(bounded), mediaLines)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	strange := &Error{
-		Status: resp.StatusCode, Code: CodeInvalidAnswer, RequestID: resp.Header.Get("X-Request-Id"),
-		Detail: "the answer is not one of Keystile's management API; is the URL right?",
-	}
-	if media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || media != "application/x-ndjson" {
-		return nil, strange
+	if !hasMedia(resp, mediaLines) {
+		return nil, strange(resp)
 	}
 	limited := &io.LimitedReader{R: resp.Body, N: MaxAnswerBytes}
 	for lines := json.NewDecoder(limited); ; {
@@ -42,7 +37,7 @@ func (c *Client) DiffPolicy(ctx context.Context, wanted PolicyDiffRequest, told 
 		var syntax *json.SyntaxError
 		switch err := lines.Decode(&line); {
 		case errors.As(err, &syntax):
-			return nil, strange
+			return nil, strange(resp)
 		case limited.N <= 0:
 			return nil, c.sender.unreachable(ctx, ErrAnswerTooLong)
 		case err != nil:
@@ -52,7 +47,7 @@ func (c *Client) DiffPolicy(ctx context.Context, wanted PolicyDiffRequest, told 
 		case line.Problem != nil:
 			raw, err := json.Marshal(line.Problem)
 			if err != nil {
-				return nil, strange
+				return nil, strange(resp)
 			}
 			resp.StatusCode = line.Problem.Status
 			resp.Header.Set("Content-Type", "application/problem+json")
@@ -66,9 +61,7 @@ func (c *Client) DiffPolicy(ctx context.Context, wanted PolicyDiffRequest, told 
 // stream is Do without its bounds, for an answer that is read as it comes: whoever calls it
 // bounds both.
 func (s *sender) stream(req *http.Request, media string) (*http.Response, error) {
-	req.Header.Set("Authorization", s.admin.authorization)
-	req.Header.Set("Accept", media)
-	req.Header.Set("User-Agent", userAgent)
+	s.address(req, media)
 	resp, err := s.http.Do(req)
 	if err != nil {
 		return nil, s.unreachable(req.Context(), err)

@@ -14,7 +14,12 @@ import (
 	"time"
 )
 
-const idempotencyKey = "Idempotency-Key"
+const (
+	idempotencyKey = "Idempotency-Key"
+
+	mediaJSON  = "application/json"
+	mediaLines = "application/x-ndjson"
+)
 
 // credential is reached by a pointer, which prints as an address.
 type credential struct{ token, authorization string }
@@ -34,9 +39,7 @@ func (s *sender) Do(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(asked, s.timeout)
 	defer cancel()
 	req = req.WithContext(ctx)
-	req.Header.Set("Authorization", s.admin.authorization)
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", userAgent)
+	s.address(req, mediaJSON)
 	if req.Method == http.MethodPost && req.Header.Get(idempotencyKey) == "" {
 		req.Header.Set(idempotencyKey, rand.Text())
 	}
@@ -105,22 +108,35 @@ func (s *sender) unreachable(asked context.Context, err error) *TransportError {
 	return &TransportError{Detail: "the service did not answer", cause: err}
 }
 
+// address says who asks, and for what.
+func (s *sender) address(req *http.Request, media string) {
+	req.Header.Set("Authorization", s.admin.authorization)
+	req.Header.Set("Accept", media)
+	req.Header.Set("User-Agent", userAgent)
+}
+
+func hasMedia(resp *http.Response, wanted string) bool {
+	media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return err == nil && media == wanted
+}
+
+// strange is for an answer that is not the management API's.
+func strange(resp *http.Response) *Error {
+	return &Error{
+		Status: resp.StatusCode, Code: CodeInvalidAnswer, RequestID: resp.Header.Get("X-Request-Id"),
+		Detail: "the answer is not one of Keystile's management API; is the URL right?",
+	}
+}
+
 // decode reads the one document of an answer.
 func decode[T any](resp *http.Response, err error) (*T, error) {
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	strange := &Error{
-		Status: resp.StatusCode, Code: CodeInvalidAnswer, RequestID: resp.Header.Get("X-Request-Id"),
-		Detail: "the answer is not one of Keystile's management API; is the URL right?",
-	}
-	if media, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || media != "application/json" {
-		return nil, strange
-	}
 	value := new(T)
-	if json.NewDecoder(resp.Body).Decode(value) != nil {
-		return nil, strange
+	if !hasMedia(resp, mediaJSON) || json.NewDecoder(resp.Body).Decode(value) != nil {
+		return nil, strange(resp)
 	}
 	return value, nil
 }
