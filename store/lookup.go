@@ -26,6 +26,10 @@ const (
 	// statement no longer waits for the one before it: whoever asks just after a statement
 	// has left still has most of the wait for their own.
 	lookupPatience = 3
+	// tellingParts is in how many parts those are answered whose keys are unknown, minTelling
+	// how many of them are a part at least.
+	tellingParts = 4
+	minTelling   = 2
 	// lookupAttempts bounds how often a look-up is repeated because a change overtook it.
 	lookupAttempts = 5
 )
@@ -196,9 +200,10 @@ func (l *lookups) run() {
 		}
 		served := make(chan struct{})
 		l.done.Go(func() {
-			l.serve(batch)
+			unknown := l.serve(batch)
 			<-l.places
 			close(served)
+			l.tell(unknown)
 		})
 		l.await(served)
 		pause := time.NewTimer(lookupSpacing - time.Since(started))
@@ -233,8 +238,8 @@ func (l *lookups) take() []authz.Digest {
 	return slices.Collect(maps.Keys(batch))
 }
 
-// serve answers everyone in flight.
-func (l *lookups) serve(batch []authz.Digest) {
+// serve answers everyone in flight but those whose digests are unknown, whom it returns.
+func (l *lookups) serve(batch []authz.Digest) (unknown []*waiter) {
 	var err error
 	for range lookupAttempts {
 		var found map[authz.Digest]*cachedKey
@@ -243,19 +248,37 @@ func (l *lookups) serve(batch []authz.Digest) {
 		}
 		var overtaken []authz.Digest
 		for _, d := range batch {
-			if e, ok := l.cache.put(d, found[d]); ok {
-				l.answer(d, e, nil)
-			} else {
+			e, ok := l.cache.put(d, found[d])
+			switch {
+			case !ok:
 				overtaken = append(overtaken, d)
+			case e.key == nil && e.bad == nil:
+				unknown = append(unknown, l.land(d, e, nil))
+			default:
+				close(l.land(d, e, nil).ready)
 			}
 		}
 		if batch = overtaken; len(batch) == 0 {
-			return
+			return unknown
 		}
 		err = authz.Unavailable("look up a key", errOvertaken)
 	}
 	for _, d := range batch {
-		l.answer(d, nil, err)
+		close(l.land(d, nil, err).ready)
+	}
+	return unknown
+}
+
+// tell answers those whose digests are unknown, a few at a time until the next statement is
+// due: the runtime hears of new requests only when nothing else is to do, and a flood's
+// answers, all at once, would keep known keys waiting that long.
+func (l *lookups) tell(unknown []*waiter) {
+	some := max((len(unknown)+tellingParts-1)/tellingParts, minTelling)
+	for i, w := range unknown {
+		if i > 0 && i%some == 0 {
+			time.Sleep(lookupSpacing / (tellingParts + 1))
+		}
+		close(w.ready)
 	}
 }
 
@@ -264,13 +287,15 @@ func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error
 	return l.source.lookup(context.Background(), batch, l.cache.organizations)
 }
 
-func (l *lookups) answer(d authz.Digest, e *cachedKey, err error) {
+// land takes a digest out of flight: who asks from now on looks into memory first. What its
+// waiter is told is set, and told once its ready is closed.
+func (l *lookups) land(d authz.Digest, e *cachedKey, err error) *waiter {
 	l.mu.Lock()
 	w := l.flying[d]
 	delete(l.flying, d)
 	l.mu.Unlock()
 	w.entry, w.err = e, err
-	close(w.ready)
+	return w
 }
 
 // close stops taking look-ups and waits until the last one is answered.

@@ -150,3 +150,50 @@ func TestLookups_WhatWasJustAnsweredIsNotReadAgain(t *testing.T) {
 		t.Errorf("read %d times", s.read[d])
 	}
 }
+
+// While others are told that their keys are unknown, one at a time, keys that were found are
+// answered, and what has been created meanwhile is found.
+func TestLookups_UnknownKeysKeepNobodyWaiting(t *testing.T) {
+	created := false
+	l, _ := newScriptedLookups(t, func(digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+		found := foundAll(digests)
+		for d := range found {
+			if !created && d != digestOf(0) {
+				found[d] = &cachedKey{asOf: 1}
+			}
+		}
+		return found, nil
+	})
+	l.running = true // this test is who runs
+	waiters := make([]*waiter, 2*tellingParts*minTelling)
+	for n := range waiters {
+		joined, err := l.join(authz.CallerID{}, []authz.Digest{digestOf(n)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waiters[n] = joined[0]
+	}
+	unknown := l.serve(l.take())
+	if len(unknown) != len(waiters)-1 {
+		t.Fatalf("%d of %d are unknown", len(unknown), len(waiters)-1)
+	}
+	select {
+	case <-waiters[0].ready:
+	default:
+		t.Error("a key that was found waits for those that were not")
+	}
+	created = true
+	l.running = false
+	l.cache.unknown.InvalidateAll() // as the notification does
+	last := digestOf(len(waiters) - 1)
+	if got, err := l.find(t.Context(), authz.CallerID{}, []authz.Digest{last}); err != nil || got[0].key == nil {
+		t.Errorf("of a key that was created while others are told: %v, %v", got, err)
+	}
+	l.tell(unknown)
+	for n, w := range waiters[1:] {
+		if <-w.ready; w.err != nil || w.entry == nil || w.entry.key != nil {
+			t.Errorf("unknown key %d was told %v, %v", n+1, w.entry, w.err)
+		}
+	}
+	l.close()
+}
