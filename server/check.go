@@ -17,23 +17,13 @@ import (
 // check answers POST /v1/check: caller, body, decision.
 func (s *Server) check(c *gin.Context) {
 	c.Writer.Header()["X-Keystile-Decision"] = decisionError // until there is one
-	caller, issue := s.authenticate(c.Request, authz.PermissionCheck)
-	if issue != nil {
-		fail(c, issue)
-		return
-	}
 	body := s.buffers.get()
 	defer s.buffers.put(body)
-	if issue := readBody(c, body, maxCheckBody, mediaJSON); issue != nil {
-		fail(c, issue)
-		return
-	}
-	q, issue := s.decoders.decodeCheck(body.bytes, s.format, s.acceptsForeign)
+	q, issue := s.question(c, body, authz.PermissionCheck)
 	if issue != nil {
 		fail(c, issue)
 		return
 	}
-	q.Caller = caller
 	d, err := s.checker.Check(c.Request.Context(), q)
 	if err != nil {
 		fail(c, s.problemOf(c, err))
@@ -45,6 +35,23 @@ func (s *Server) check(c *gin.Context) {
 	}
 	body.bytes = appendDecision(body.bytes[:0], d)
 	s.answer(c, d, body.bytes)
+}
+
+// question reads who asks, and what, into and out of body.
+func (s *Server) question(c *gin.Context, body *buffer, p authz.Permission) (*authz.Check, *problem) {
+	caller, issue := s.authenticate(c.Request, p)
+	if issue != nil {
+		return nil, issue
+	}
+	if issue := readBody(c, body, maxCheckBody, mediaJSON); issue != nil {
+		return nil, issue
+	}
+	q, issue := s.decoders.decodeCheck(body.bytes, s.format, s.acceptsForeign)
+	if issue != nil {
+		return nil, issue
+	}
+	q.Caller = caller
+	return q, nil
 }
 
 // answer sends a decision. It is 200 whatever was decided, because HTTP clients

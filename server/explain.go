@@ -79,18 +79,9 @@ type explainedRule struct {
 // explain answers POST /v1/check/explain: what a check would be, and why. It charges nothing.
 func (s *Server) explain(c *gin.Context) {
 	c.Writer.Header()["X-Keystile-Decision"] = decisionError // it is none, whatever it says
-	caller, issue := s.authenticate(c.Request, authz.PermissionExplain)
-	if issue != nil {
-		fail(c, issue)
-		return
-	}
 	body := s.buffers.get()
 	defer s.buffers.put(body)
-	if issue := readBody(c, body, maxCheckBody, mediaJSON); issue != nil {
-		fail(c, issue)
-		return
-	}
-	q, issue := s.decoders.decodeCheck(body.bytes, s.format, s.acceptsForeign)
+	q, issue := s.question(c, body, authz.PermissionExplain)
 	if issue != nil {
 		fail(c, issue)
 		return
@@ -103,7 +94,6 @@ func (s *Server) explain(c *gin.Context) {
 		return
 	}
 	defer s.explains.Add(-1)
-	q.Caller = caller
 	e, err := s.checker.Explain(c.Request.Context(), q)
 	if err != nil {
 		fail(c, s.problemOf(c, err))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -28,48 +29,17 @@ const checkExample = `  keystile check GET /api/v1/tickets --key-file key.txt
 // NewCheckCommand returns `check METHOD PATH`. It writes the decision to the
 // command's output and ends with an [*ExitError]: nil when allowed.
 func NewCheckCommand(config Config) *cobra.Command {
-	var question keystile.Question
-	var keyFile, url, environment string
-	output := table
-	cmd := &cobra.Command{
-		Use:           "check METHOD PATH",
-		Short:         "Ask whether a key may do something",
-		Long:          checkLong,
-		Example:       checkExample,
-		Args:          usageArgs(cobra.ExactArgs(2)),
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			question.Method, question.Path = args[0], args[1]
-			question.Environment = keystile.Environment(environment)
-			if err := validate(question); err != nil {
-				return usage(err)
-			}
-			client, err := config.client(url)
-			if err != nil {
-				return err
-			}
-			defer client.CloseIdleConnections()
-			if question.Key, err = config.presentedKey(keyFile, cmd.InOrStdin()); err != nil {
-				return err
-			}
-			d, err := client.Check(cmd.Context(), question)
-			if err != nil {
-				return exitOfError(err)
-			}
-			if err := config.writeDecision(cmd.OutOrStdout(), output, d); err != nil {
-				return &ExitError{Code: ExitUnexpected, Err: fmt.Errorf("write the decision: %w", err)}
-			}
-			return exitOf(d)
-		},
-	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	flags := cmd.Flags()
-	flags.StringVar(&question.Action, "action", "", "a scope that the key must have as well, such as tickets:read")
-	flags.StringVar(&environment, "environment", "", "accept keys of this environment only: live or test")
-	flags.StringVar(&keyFile, "key-file", "", "the file that holds the key; - is standard input")
-	flags.StringVar(&url, "url", "", "the service (default: KEYSTILE_URL)")
-	flags.VarP(&output, "output", "o", "how to print the decision")
+	cmd := &cobra.Command{Use: "check METHOD PATH", Short: "Ask whether a key may do something", Long: checkLong, Example: checkExample}
+	config.asking(cmd, "the decision", func(ctx context.Context, client *keystile.Client, q keystile.Question, output format) error {
+		d, err := client.Check(ctx, q)
+		if err != nil {
+			return exitOfError(err)
+		}
+		if err := config.writeDecision(cmd.OutOrStdout(), output, d); err != nil {
+			return &ExitError{Code: ExitUnexpected, Err: fmt.Errorf("write the decision: %w", err)}
+		}
+		return exitOf(d)
+	})
 	return cmd
 }
 

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,10 +13,7 @@ import (
 
 // policyExplain returns `policy explain METHOD PATH`.
 func (c Config) policyExplain() *cobra.Command {
-	var question keystile.Question
-	var keyFile, url, environment string
 	var all bool
-	output := table
 	cmd := &cobra.Command{
 		Use:   "explain METHOD PATH",
 		Short: "Explain what a check would decide, and what would change it",
@@ -26,55 +25,36 @@ KEYSTILE_URL; the token from KEYSTILE_TOKEN, of a caller that has the permission
 
 Exit: 0 it would allow, 5 it would deny, 7 the service is not available, 2 usage, 3 the caller's token is
 refused, 1 anything else.`,
-		Example:       "  keystile policy explain POST /api/v1/tickets --key-file key.txt",
-		Args:          usageArgs(cobra.ExactArgs(2)),
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			question.Method, question.Path = args[0], args[1]
-			question.Environment = keystile.Environment(environment)
-			if err := validate(question); err != nil {
-				return usage(err)
-			}
-			client, err := c.client(url)
-			if err != nil {
-				return err
-			}
-			defer client.CloseIdleConnections()
-			if question.Key, err = c.presentedKey(keyFile, cmd.InOrStdin()); err != nil {
-				return err
-			}
-			e, err := client.Explain(cmd.Context(), question)
-			if err != nil {
-				return exitOfError(err)
-			}
-			switch w := cmd.OutOrStdout(); output {
-			case jsonText:
-				err = writeJSON(w, e)
-			case yamlText:
-				err = writeYAML(w, e)
-			default:
-				p := c.newPage(w)
-				writeExplanation(p, e, all)
-				err = p.err
-			}
-			if err != nil {
-				return &ExitError{Code: ExitUnexpected, Err: fmt.Errorf("write the explanation: %w", err)}
-			}
-			return exitOfExplanation(e)
-		},
+		Example: "  keystile policy explain POST /api/v1/tickets --key-file key.txt",
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	question := c.asking(cmd, "it", func(ctx context.Context, client *keystile.Client, q keystile.Question, output format) error {
+		e, err := client.Explain(ctx, q)
+		if err != nil {
+			return exitOfError(err)
+		}
+		if err := c.writeExplanation(cmd.OutOrStdout(), output, e, all); err != nil {
+			return &ExitError{Code: ExitUnexpected, Err: fmt.Errorf("write the explanation: %w", err)}
+		}
+		return exitOfExplanation(e)
+	})
 	flags := cmd.Flags()
-	flags.StringVar(&question.Action, "action", "", "a scope that the key must have as well, such as tickets:read")
-	flags.StringVar(&environment, "environment", "", "accept keys of this environment only: live or test")
 	flags.StringVar(&question.ClientIP, "client-ip", "", "the address of the end client")
 	flags.BoolVar(&question.Browser, "browser", false, "the request comes from a web page")
-	flags.StringVar(&keyFile, "key-file", "", "the file that holds the key; - is standard input")
 	flags.BoolVar(&all, "all", false, "show the rules that were looked at and did not fire as well")
-	flags.StringVar(&url, "url", "", "the service (default: KEYSTILE_URL)")
-	flags.VarP(&output, "output", "o", "how to print it")
 	return cmd
+}
+
+func (c Config) writeExplanation(w io.Writer, f format, e *keystile.Explanation, all bool) error {
+	switch f {
+	case jsonText:
+		return writeJSON(w, e)
+	case yamlText:
+		return writeYAML(w, e)
+	default:
+		p := c.newPage(w)
+		explanationPage(p, e, all)
+		return p.err
+	}
 }
 
 func exitOfExplanation(e *keystile.Explanation) error {
@@ -87,7 +67,7 @@ func exitOfExplanation(e *keystile.Explanation) error {
 	return &ExitError{Code: ExitDenied}
 }
 
-func writeExplanation(p *page, e *keystile.Explanation, all bool) {
+func explanationPage(p *page, e *keystile.Explanation, all bool) {
 	if e.WouldAllow {
 		p.headline("32", "WOULD ALLOW", fmt.Sprintf("%s (%d)", e.Code, e.Status))
 	} else {
