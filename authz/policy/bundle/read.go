@@ -78,6 +78,7 @@ func unpack(archive []byte) (map[string][]byte, error) {
 	limited := &io.LimitedReader{R: zipped, N: maxUnpacked}
 	packed := tar.NewReader(limited)
 	files := map[string][]byte{}
+	size := 0
 	for {
 		header, err := packed.Next()
 		if err == nil && header.Typeflag == tar.TypeDir {
@@ -87,9 +88,10 @@ func unpack(archive []byte) (map[string][]byte, error) {
 		if err == nil {
 			name = path.Clean(strings.TrimPrefix(header.Name, "/"))
 			files[name], err = readEntry(packed, header, name, files)
+			size += len(files[name]) // the holes of a sparse file are not in the archive
 		}
 		switch {
-		case limited.N <= 0:
+		case limited.N <= 0, size > maxUnpacked:
 			return nil, errUnpacked()
 		case errors.Is(err, io.EOF):
 			// To the end, where the checksum is: what was cut off is not whole.

@@ -221,6 +221,38 @@ func rawArchive(t *testing.T, headers ...tar.Header) []byte {
 	return out.Bytes()
 }
 
+// sparseArchive has so many files that are said to be large and are nothing but a hole.
+func sparseArchive(t *testing.T, files int) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	packed := tar.NewWriter(&out)
+	for i := range files {
+		// The library writes no such records, so they get their name afterwards.
+		header := &tar.Header{
+			Typeflag: tar.TypeReg, Name: fmt.Sprintf("%d.rego", i), Mode: 0o600, Size: 512,
+			PAXRecords: map[string]string{"not.sparse.major": "1", "not.sparse.minor": "0", "not.sparse.realsize": "6291456"},
+		}
+		if err := packed.WriteHeader(header); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := packed.Write(append([]byte("0\n"), make([]byte, 510)...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := packed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	zipped := gzip.NewWriter(&archive)
+	if _, err := zipped.Write(bytes.ReplaceAll(out.Bytes(), []byte("not.sparse"), []byte("GNU.sparse"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := zipped.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return archive.Bytes()
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) {
@@ -251,6 +283,7 @@ func TestRead_AnArchiveIsBoundedWholeAndPlain(t *testing.T) {
 		"too large a file":      {rawArchive(t, regular("a.rego", 7<<20)), "more than"},
 		"too large a manifest":  {rawArchive(t, regular(manifestFile, maxManifest+1)), "more than"},
 		"much of nothing":       {rawArchive(t, regular("a.rego", 6<<20), regular("b.rego", 6<<20), regular("c.rego", 6<<20), regular("d.rego", 6<<20), regular("e.rego", 6<<20)), "more than"},
+		"holes":                 {sparseArchive(t, 5), "more than 25165824 bytes when"},
 		"too many files":        {rawArchive(t, many...), "more than"},
 		"a file twice":          {rawArchive(t, regular("a.rego", 1), regular("a.rego", 2)), "twice"},
 		"twice by two names":    {rawArchive(t, regular("a.rego", 1), regular("./x/../a.rego", 2)), "twice"},
