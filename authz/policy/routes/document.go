@@ -112,7 +112,11 @@ func Read(name string, raw []byte, o Options) (*Document, error) {
 	if len(raw) > MaxDocument {
 		return nil, Error{{File: name, Message: fmt.Sprintf("the document has more than %d MiB", MaxDocument>>20)}}
 	}
-	doc, err := load(raw)
+	root, err := rootOnce(raw)
+	var doc *openapi3.T
+	if err == nil {
+		doc, err = load(raw)
+	}
 	if err != nil {
 		return nil, Error{{File: name, Message: oneLine(err.Error())}}
 	}
@@ -124,6 +128,7 @@ func Read(name string, raw []byte, o Options) (*Document, error) {
 		r.skip[operation] = false
 	}
 	r.descriptions()
+	r.form(root)
 	r.operations()
 	for _, operation := range slices.Sorted(maps.Keys(r.skip)) {
 		if !r.skip[operation] {
@@ -316,7 +321,7 @@ func basePath(s *openapi3.Server) (string, error) {
 	if u.Path != "" && u.Path[0] != '/' {
 		return "", errors.New("the URL of a server is relative to the document's: say the path with --base-path")
 	}
-	return strings.TrimRight(u.Path, "/"), nil
+	return strings.TrimRight(u.EscapedPath(), "/"), nil // its characters are judged with the path's
 }
 
 // oneLine is a text without line breaks.
