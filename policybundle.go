@@ -73,7 +73,8 @@ func newBundleBuildCommand() *cobra.Command {
 keystile policy test. The tests in DIR/.accept-removed-tests may fail in the policy that is in force.
 
 Each change needs a higher --version than what was published before. Without --sign the bundle is not signed, for
-somebody who has the key elsewhere (opa sign); no service takes it so.`,
+somebody who has the key elsewhere; no service takes it so. The stock opa sign names the key by a file that has
+{"keyid": "ID"} (--claims-file), and what it writes belongs into the archive beside .manifest.`,
 		Example: `  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
   keystile policy bundle build ./policies --version 7 --sign --key key.pem --key-id security-2026 -o bundle.tar.gz`,
 		Args: cobra.MaximumNArgs(1),

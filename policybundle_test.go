@@ -355,6 +355,18 @@ func TestProgram_ABundleIsBuiltVerifiedAndReadByStockOPA(t *testing.T) {
 	if code, _, talk := runProgram(t, env, "policy", "bundle", "verify", unsigned); code != exitInvalid || !strings.Contains(talk, "not signed") {
 		t.Errorf("%d: %s", code, talk)
 	}
+	// Signed elsewhere, by the stock opa: it names the key in a claim.
+	claims, signed := file("claims.json", []byte(`{"keyid": "security"}`)), filepath.Join(dir, "signed.tar.gz")
+	if out, err := stockOPA(t, "sign", "--bundle", unsigned, "--signing-key", key, "--signing-alg", "ES256", "--claims-file", claims, "-o", dir); err != nil {
+		t.Errorf("opa sign: %v: %s", err, out)
+	}
+	pack := exec.Command("sh", "-ec", `mkdir "$1/all"; tar -xzf "$2" -C "$1/all"; mv "$1/.signatures.json" "$1/all"; tar -czf "$3" -C "$1/all" .`, "sh", dir, unsigned, signed)
+	if out, err := pack.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if code, out, talk := runProgram(t, env, "policy", "bundle", "verify", signed); code != 0 || !strings.Contains(out, "security") {
+		t.Errorf("signed by opa sign: %d: %s %s", code, out, talk)
+	}
 	_, other := newBundleKey(t)
 	otherKey := file("other.pem", other)
 	if out, err := verified(otherKey); err == nil {

@@ -22,6 +22,8 @@ const (
 	signaturesFile = ".signatures.json"
 	// metadataName is our own part of the manifest's metadata.
 	metadataName = "keystile"
+	// noPlugin is what the stock opa calls its own way to sign.
+	noPlugin = "_default"
 )
 
 // Algorithm is how a bundle is signed (RFC 7518, 3.1).

@@ -146,7 +146,7 @@ func verify(raw []byte, keys Keys) (signed map[string]opabundle.FileInfo, keyID 
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return nil, "", fmt.Errorf("the bundle's %s is no JSON of signatures", signaturesFile)
 	}
-	if len(all.Signatures) != 1 || all.Plugin != "" {
+	if len(all.Signatures) != 1 || all.Plugin != "" && all.Plugin != noPlugin {
 		return nil, "", fmt.Errorf("the bundle's %s must have exactly one signature, and no plugin", signaturesFile)
 	}
 	keyID, key, err := keys.keyOf(all.Signatures[0])
@@ -154,6 +154,7 @@ func verify(raw []byte, keys Keys) (signed map[string]opabundle.FileInfo, keyID 
 		return nil, "", err
 	}
 	// The key and its algorithm are said, not taken from what is signed.
+	all.Plugin = ""
 	signed, err = opabundle.VerifyBundleSignature(all, opabundle.NewVerificationConfig(map[string]*opabundle.KeyConfig{
 		keyID: {Key: key.pem, Algorithm: string(key.algorithm)},
 	}, keyID, "", nil))
@@ -169,16 +170,22 @@ func verify(raw []byte, keys Keys) (signed map[string]opabundle.FileInfo, keyID 
 }
 
 // keyOf is the key that a signature (RFC 7515, compact) names; it says its algorithm as well.
+// The stock `opa sign` names it in a claim, keyid, in place of the header.
 func (k Keys) keyOf(token string) (id string, key publicKey, err error) {
-	first, _, _ := strings.Cut(token, ".")
-	raw, err := base64.RawURLEncoding.DecodeString(first)
+	first, rest, _ := strings.Cut(token, ".")
 	var header struct {
 		Algorithm Algorithm       `json:"alg"`
 		KeyID     string          `json:"kid"`
 		Critical  json.RawMessage `json:"crit"`
 	}
-	if err == nil {
-		err = json.Unmarshal(raw, &header)
+	err = readPart(first, &header)
+	if err == nil && header.KeyID == "" {
+		second, _, _ := strings.Cut(rest, ".")
+		var claims struct {
+			KeyID string `json:"keyid"`
+		}
+		err = readPart(second, &claims)
+		header.KeyID = claims.KeyID
 	}
 	if err != nil {
 		return "", key, errors.New("the bundle's signature is no JSON Web Token")
@@ -190,13 +197,22 @@ func (k Keys) keyOf(token string) (id string, key publicKey, err error) {
 	case header.Critical != nil:
 		return "", key, errors.New("the bundle's signature has critical headers, and none is understood")
 	case header.KeyID == "":
-		return "", key, errors.New("the bundle's signature does not name its key (kid)")
+		return "", key, errors.New("the bundle's signature does not name its key (kid, or the claim keyid)")
 	case !known:
 		return "", key, fmt.Errorf("the bundle is signed by the key %q; known are %s", short(header.KeyID), strings.Join(k.IDs(), ", "))
 	case key.algorithm != header.Algorithm:
 		return "", key, fmt.Errorf("the bundle is signed with %s, and the key %q is one for %s", header.Algorithm, header.KeyID, key.algorithm)
 	}
 	return header.KeyID, key, nil
+}
+
+// readPart reads a part of a token.
+func readPart(text string, into any) error {
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, into)
 }
 
 // readManifest reads what the manifest says, once it is known to be what was signed, and

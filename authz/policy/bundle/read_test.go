@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"crypto/ecdsa"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -49,6 +51,27 @@ func retold(token string, header map[string]any, sign func(text string) []byte) 
 	return text + "." + base64.RawURLEncoding.EncodeToString(sign(text))
 }
 
+// signText signs as RFC 7518, 3.4 has it for ES256.
+func (s *Signer) signText(t *testing.T) func(text string) []byte {
+	t.Helper()
+	return func(text string) []byte {
+		key, err := parsePrivate([]byte(s.pem))
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, ok := key.(*ecdsa.PrivateKey)
+		if !ok {
+			t.Fatalf("%T", key)
+		}
+		sum := sha256.Sum256([]byte(text))
+		r, n, err := ecdsa.Sign(rand.Reader, own, sum[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append(r.FillBytes(make([]byte, 32)), n.FillBytes(make([]byte, 32))...)
+	}
+}
+
 func TestRead_WhatIsNotSignedByAKnownKeyIsRefused(t *testing.T) {
 	s, other, rs := newSigner(t, "k", ES256), newSigner(t, "other", ES256), newSigner(t, "rs", RS256)
 	keys, err := ParseKeys(keysText(s, rs))
@@ -60,6 +83,28 @@ func TestRead_WhatIsNotSignedByAKnownKeyIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := tokenOf(t, good)
+	// As the stock opa writes both: the key's id is a claim, and its own way to sign has a name.
+	stock := func(id string) []byte {
+		payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+		var claims map[string]any
+		if err == nil {
+			err = json.Unmarshal(payload, &claims)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		claims["keyid"] = id
+		if payload, err = json.Marshal(claims); err != nil {
+			t.Fatal(err)
+		}
+		files := entries(t, good)
+		text := retold("."+base64.RawURLEncoding.EncodeToString(payload)+".", map[string]any{"alg": "ES256"}, s.signText(t))
+		files[signaturesFile] = []byte(`{"signatures":["` + text + `"],"plugin":"_default"}`)
+		return repacked(t, files)
+	}
+	if p, err := Read(stock("k"), keys); err != nil || p.KeyID != "k" {
+		t.Errorf("as the stock opa signs: %v, %v", p, err)
+	}
 	forger, err := NewSigner(newKey(t, ES256), "k", ES256)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +135,9 @@ func TestRead_WhatIsNotSignedByAKnownKeyIsRefused(t *testing.T) {
 		"none":                      {withSignature(t, good, retold(token, map[string]any{"alg": "none", "kid": "k"}, func(string) []byte { return nil })), keys, `"none"; accepted`},
 		"the other algorithm":       {withSignature(t, good, retold(token, map[string]any{"alg": "RS256", "kid": "k"}, nil)), keys, "is one for ES256"},
 		"the other key's id":        {withSignature(t, good, retold(token, map[string]any{"alg": "RS256", "kid": "rs"}, nil)), keys, "does not hold"},
-		"no key id":                 {withSignature(t, good, retold(token, map[string]any{"alg": "ES256"}, nil)), keys, "kid"},
+		"no key id":                 {stock(""), keys, "does not name its key"},
+		"an unknown key's claim":    {stock("x"), keys, `"x"; known are k, rs`},
+		"another key's claim":       {stock("rs"), keys, "is one for RS256"},
 		"critical headers":          {withSignature(t, good, retold(token, map[string]any{"alg": "ES256", "kid": "k", "crit": []string{"b64"}}, nil)), keys, "critical"},
 		"another header":            {withSignature(t, good, retold(token, map[string]any{"alg": "ES256", "kid": "k", "typ": "x"}, nil)), keys, "does not hold"},
 		"no token":                  {withSignature(t, good, "x"), keys, "JSON Web Token"},
