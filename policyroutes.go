@@ -105,6 +105,7 @@ func importRoutes(cmd *cobra.Command, file, dir string, options routes.Options, 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return configError(err)
 	}
+	lost := routes.Lost(before, test)
 	changed := false
 	for _, f := range []edit{{at, catalogue, entered.Catalogue}, {testAt, before, test}} {
 		if bytes.Equal(f.before, f.after) {
@@ -115,7 +116,12 @@ func importRoutes(cmd *cobra.Command, file, dir string, options routes.Options, 
 			return err
 		}
 	}
-	_, err = io.WriteString(cmd.ErrOrStderr(), importSummary(document, entered, dir, changed, write))
+	summary := importSummary(document, entered, dir, changed, write)
+	if lost > 0 {
+		summary = fmt.Sprintf("%s held %d routes that %s does not have, or not so; it no longer would. Was it of another document? Then give this one another name.\n",
+			testAt, lost, file) + summary
+	}
+	_, err = io.WriteString(cmd.ErrOrStderr(), summary)
 	return err
 }
 

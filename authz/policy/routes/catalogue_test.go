@@ -228,6 +228,36 @@ func TestTest_IsOfADocumentAndOfNothingElse(t *testing.T) {
 	}
 }
 
+// Two documents may have one name: what the first one held must not go without a word.
+func TestLost_CountsWhatATestNoLongerHolds(t *testing.T) {
+	test := func(lines ...string) []byte {
+		text, err := Test("openapi.yaml", of(lines...).Routes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	before := test("GET /a a:b", "POST /a a:b", "GET /b/{c} a:b c:d")
+	for name, c := range map[string]struct {
+		after []byte
+		want  int
+	}{
+		"the same":       {before, 0},
+		"more":           {test("GET /a a:b", "POST /a a:b", "GET /b/{c} a:b c:d", "GET /d a:b"), 0},
+		"one less":       {test("GET /a a:b", "GET /b/{c} a:b c:d"), 1},
+		"a scope less":   {test("GET /a a:b", "POST /a a:b", "GET /b/{c} a:b"), 1},
+		"quite another":  {test("GET /x a:b"), 3},
+		"nothing at all": {test(), 3},
+	} {
+		if got := Lost(before, c.after); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+	if got := Lost(nil, before); got != 0 {
+		t.Errorf("of no test %d are lost", got)
+	}
+}
+
 // Whatever the catalogue looks like: it is refused, or has what it had and the route, and a
 // second time changes nothing.
 func FuzzEnter(f *testing.F) {

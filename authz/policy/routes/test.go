@@ -16,6 +16,26 @@ var notWord = regexp.MustCompile(`[^a-z0-9]+`)
 // TestFile is the name of the test that belongs to a document, beside the catalogue.
 func TestFile(document string) string { return slug(document) + "_routes_test.rego" }
 
+// Lost is how many routes a test held that another in its place does not hold, or not to the
+// same scopes.
+func Lost(before, after []byte) int {
+	held := map[string]int{}
+	count := func(test []byte, by int) {
+		for line := range strings.Lines(string(test)) {
+			if line = strings.TrimSuffix(strings.TrimSpace(line), ","); strings.HasPrefix(line, `"/`) {
+				held[line] += by
+			}
+		}
+	}
+	count(before, 1)
+	count(after, -1)
+	lost := 0
+	for _, n := range held {
+		lost += max(n, 0)
+	}
+	return lost
+}
+
 // slug is a document's name as a word of Rego.
 func slug(document string) string {
 	base := path.Base(strings.ReplaceAll(document, `\`, "/"))
