@@ -38,7 +38,32 @@ func (l *Lines) open() error {
 		return fmt.Errorf("open the decision log: %w", err)
 	}
 	l.file, l.to, l.torn = file, file, 0
+	if tornAtItsEnd(l.path) {
+		_, err = file.WriteString("\n")
+	}
+	if err != nil {
+		_ = file.Close()
+		l.file = nil
+		return fmt.Errorf("end the last line of the decision log: %w", err)
+	}
 	return nil
+}
+
+// tornAtItsEnd tells that a file's last line has no end, as a full disk or a killed process
+// leaves it: the next event would be of that line, and neither could be read.
+func tornAtItsEnd(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
+		return false
+	}
+	file, err := os.Open(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return false
+	}
+	defer func() { _ = file.Close() }()
+	last := make([]byte, 1)
+	_, err = file.ReadAt(last, info.Size()-1)
+	return err == nil && last[0] != '\n'
 }
 
 // Linger implements Sink.

@@ -206,6 +206,31 @@ func TestLines_AWriteThatFailsTearsNoLine(t *testing.T) {
 	}
 }
 
+// What a killed process or a full disk has left of a line does not take the next event with it.
+func TestFile_ALineThatWasLeftTornIsEnded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "decisions.log")
+	for _, c := range []struct{ left, want string }{
+		{"", "event\n"},
+		{"whole\n", "whole\nevent\n"},
+		{"whole\n{\"to", "whole\n{\"to\nevent\n"},
+	} {
+		if err := os.WriteFile(path, []byte(c.left), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := NewFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = l.Write(t.Context(), [][]byte{[]byte("event")})
+		if err := errors.Join(err, l.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != c.want {
+			t.Errorf("behind %q: %q, %v", c.left, got, err)
+		}
+	}
+}
+
 func TestFile_IsMadeAnewWhenItWasMovedAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.log")
 	l, err := NewFile(path)
