@@ -274,9 +274,11 @@ func (l *lookups) serve(batch []authz.Digest) (unknown []*waiter) {
 // answers, all at once, would keep known keys waiting that long.
 func (l *lookups) tell(unknown []*waiter) {
 	some := max((len(unknown)+tellingParts-1)/tellingParts, minTelling)
+	pause := time.NewTicker(lookupSpacing / (tellingParts + 1))
+	defer pause.Stop()
 	for i, w := range unknown {
 		if i > 0 && i%some == 0 {
-			time.Sleep(lookupSpacing / (tellingParts + 1))
+			<-pause.C
 		}
 		close(w.ready)
 	}
