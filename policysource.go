@@ -21,6 +21,7 @@ import (
 type policySource struct {
 	engine  *policy.Engine
 	keeper  *policy.Keeper
+	gate    *policy.Gate
 	builtIn *policy.Source
 	// directory and bundle are nil where the policy comes from elsewhere.
 	directory *origin.Directory
@@ -42,7 +43,7 @@ func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policy
 	if err != nil {
 		return nil, err
 	}
-	p := &policySource{engine: policy.NewEngine(nil), builtIn: builtIn, log: log, stop: func() {}}
+	p := &policySource{engine: policy.NewEngine(nil), gate: gate, builtIn: builtIn, log: log, stop: func() {}}
 	keeper := policy.KeeperOptions{Engine: p.engine, Gate: gate, BuiltIn: builtIn, Origin: authz.OriginDatabase, Logger: log}
 	switch {
 	case cfg.PolicyDir != "":

@@ -28,7 +28,7 @@ func (s *service) readiness() server.Readiness {
 				"kept": st.KeptDecisions, "kept_dropped": st.DroppedDecisions, "log": decisionLogDetails(s.decisions),
 			},
 		},
-		Figures: slices.Concat(figures(st, limiter), policyFigures(state), s.failingFigures(failing), decisionFigures(s.decisions)),
+		Figures: slices.Concat(figures(st, limiter), policyFigures(state), s.failingFigures(failing), decisionFigures(s.decisions), s.shadowFigures()),
 	}
 	if limiter.Degraded {
 		r.Degraded = append(r.Degraded, "limiter")

@@ -25,13 +25,14 @@ import (
 //	exits N keystile ARGS…   runs and wants exactly this exit status
 //	eventually N keystile ARGS…   runs again and again until it has this one
 //	recorded N               waits until so many decisions are counted and stored
+//	shadow begun|ended       waits until a policy is asked beside the one in force, or no more
 //	capture NAME PATH        sets $NAME from the last output as JSON; PATH is like items.0.id
 func TestScripts_CommandsDoWhatTheySay(t *testing.T) {
 	bin := programDirectory(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/scripts",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "eventually": eventually, "recorded": recorded, "capture": capture,
+			"exits": exits, "eventually": eventually, "recorded": recorded, "shadow": shadow, "capture": capture,
 		},
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -133,6 +134,33 @@ func recorded(ts *testscript.TestScript, neg bool, args []string) {
 	for deadline := time.Now().Add(30 * time.Second); s.store.Health().StoredUsage < want; <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("%+v are not %d", s.store.Health(), want)
+		}
+	}
+}
+
+// shadow is for what the service does behind the answer that a policy is asked, or no more.
+func shadow(ts *testscript.TestScript, neg bool, args []string) {
+	s, ok := ts.Value(scriptService{}).(*service)
+	if neg || len(args) != 1 || !ok {
+		ts.Fatalf("usage: shadow begun|ended")
+	}
+	is := func() bool {
+		s.shadows.mu.Lock()
+		defer s.shadows.mu.Unlock()
+		r := s.shadows.running
+		if args[0] == "ended" || r == nil {
+			return args[0] == "ended" && r == nil
+		}
+		select {
+		case <-r.Begun():
+			return true
+		default:
+			return false
+		}
+	}
+	for deadline := time.Now().Add(30 * time.Second); !is(); <-time.After(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("the shadow is not %s", args[0])
 		}
 	}
 }

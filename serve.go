@@ -72,6 +72,10 @@ type service struct {
 	watch        *policyWatch
 	stopWatching context.CancelFunc
 	watching     sync.WaitGroup
+	// shadows asks policies beside the one in force, until stopShadows.
+	shadows     *policyShadows
+	stopShadows context.CancelFunc
+	shadowing   sync.WaitGroup
 }
 
 // startService wires the parts and serves. It returns when the listeners accept.
@@ -152,6 +156,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	marking, s.stopMarking = context.WithCancel(context.WithoutCancel(ctx))
 	s.marking.Go(func() { marks.run(marking, manage.CheckpointInterval) })
 	s.startWatch(ctx, management, log)
+	s.startShadows(ctx, management, log)
 	go func() { s.served <- web.Serve(ctx, api, ops, admin) }()
 	return nil
 }
@@ -279,6 +284,10 @@ func (s *service) closeParts() error {
 	if s.stopWatching != nil {
 		s.stopWatching()
 		s.watching.Wait()
+	}
+	if s.stopShadows != nil {
+		s.stopShadows()
+		s.shadowing.Wait()
 	}
 	if s.stopMarking != nil {
 		s.stopMarking()

@@ -70,6 +70,8 @@ const (
 	AllowToDeny  PolicyDifferenceKind = "allow_to_deny"
 	OtherReasons PolicyDifferenceKind = "reasons"
 	OtherLimits  PolicyDifferenceKind = "limits"
+	// CandidateFails is of a candidate that did not decide what was decided, in a shadow.
+	CandidateFails PolicyDifferenceKind = "unavailable"
 )
 
 // PolicyDifference is one difference, of requests of one key to one route.

@@ -32,15 +32,7 @@ type DecisionRecord struct {
 // RecordDecision copies what can be kept. A question's texts are parts of its body, which
 // holds the secret that was presented and must not stay in memory.
 func RecordDecision(q *Check, d *Decision) *DecisionRecord {
-	r := &DecisionRecord{Check: *q, Decision: *d}
-	c := &r.Check
-	c.Presented = Presented{}
-	c.Method, c.Path, c.Action = strings.Clone(c.Method), strings.Clone(c.Path), strings.Clone(c.Action)
-	c.Environment = Environment(strings.Clone(string(c.Environment)))
-	c.Resource = Resource{
-		Type: strings.Clone(c.Resource.Type), ID: strings.Clone(c.Resource.ID), Organization: strings.Clone(c.Resource.Organization),
-	}
-	c.Segments = cloned(c.Segments)
+	r := &DecisionRecord{Check: q.Copy(), Decision: *d}
 	k := &r.Decision
 	k.Headers, k.Problem, k.Cause = nil, nil, nil
 	k.Route = strings.Clone(k.Route)

@@ -228,7 +228,7 @@ func (o *operation) takesLong() bool {
 
 // policy tells whether the operation has a whole policy as its body.
 func (o *operation) policy() bool {
-	return o.id == "testPolicy" || o.id == "activatePolicy" || o.id == "diffPolicy"
+	return o.id == "testPolicy" || o.id == "activatePolicy" || o.id == "diffPolicy" || o.id == "startPolicyShadow"
 }
 
 // readBody reads the body and holds it to the document.

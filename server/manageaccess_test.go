@@ -95,6 +95,9 @@ func accessRows(w *world) []accessRow {
 		{operation: "diffPolicy", path: "/v1/policy/diff", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none, readOnly: true},
 		{operation: "testPolicy", path: "/v1/policy/test", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none, readOnly: true},
 		{operation: "activatePolicy", path: "/v1/policy/activate", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none},
+		{operation: "startPolicyShadow", path: "/v1/policy/shadow", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none},
+		{operation: "getPolicyShadow", path: "/v1/policy/shadow", own: none, foreign: none, readOnly: true, ok: 404}, // none was started
+		{operation: "stopPolicyShadow", path: "/v1/policy/shadow", own: none, foreign: none, ok: 404},
 		{operation: "rollBackPolicy", path: "/v1/policy/rollback", body: `{}`, own: none, foreign: none, ok: 409}, // there is nothing to take back
 	}
 	for i := range rows {

@@ -95,6 +95,15 @@ func (p passing) Replay(
 	})
 }
 
+func (p passing) Shadowable(_ context.Context, files map[string]string, _ []byte) (string, []byte, error) {
+	source, err := policy.SourceOf(files)
+	if err != nil {
+		return "", nil, &authz.PolicyRefusedError{Report: policy.Unreadable(err)}
+	}
+	archive, err := source.Archive()
+	return source.Revision(), archive, err
+}
+
 func (p passing) State() authz.PolicyState {
 	return authz.PolicyState{Revision: p.Revision(), Origin: authz.OriginBuiltIn}
 }

@@ -249,7 +249,6 @@ func (s *Store) expireDecisions(ctx context.Context) error {
 const (
 	maxKeptMethod = 20
 	maxKeptRoute  = 512
-	maxKeptCode   = 64
 	maxKeptCodes  = 16
 	maxKeptScopes = 50
 )
@@ -285,7 +284,7 @@ type decisionRow struct {
 func newDecisionRow(q *authz.Check, d *authz.Decision, kept DecisionsKept) decisionRow {
 	row := decisionRow{
 		ID: uuid(d.ID), At: d.At().UTC(), Environment: strings.Clone(string(q.Environment)), Method: keptMethod(q.Method), Route: keptRoute(d.Route),
-		Code: keptCode(d.Code), Status: d.Status, Reasons: []string{}, Required: keptScopes(d.Required), Missing: keptScopes(d.Missing),
+		Code: string(d.Code.Plain()), Status: d.Status, Reasons: []string{}, Required: keptScopes(d.Required), Missing: keptScopes(d.Missing),
 		PolicyRevision: d.PolicyRevision, Degraded: []string{}, Browser: q.Browser,
 	}
 	if d.Key != nil {
@@ -304,7 +303,7 @@ func newDecisionRow(q *authz.Check, d *authz.Decision, kept DecisionsKept) decis
 		row.Action = strings.Clone(q.Action)
 	}
 	for _, r := range d.Reasons[:min(len(d.Reasons), maxKeptCodes)] {
-		row.Reasons = append(row.Reasons, keptCode(r.Code))
+		row.Reasons = append(row.Reasons, string(r.Code.Plain()))
 	}
 	if network := authz.TruncateAddr(q.ClientIP); network.IsValid() && !kept.NoNetworks {
 		text := network.String()
@@ -325,14 +324,6 @@ func keptMethod(s string) string {
 		return ""
 	}
 	return strings.Clone(s)
-}
-
-// keptCode is a code of the form that codes have, or policy_denied.
-func keptCode(c authz.Code) string {
-	if c == "" || len(c) > maxKeptCode || strings.Trim(string(c), "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
-		return string(authz.CodePolicyDenied)
-	}
-	return strings.Clone(string(c))
 }
 
 // maxKeptWord is shorter than the random part of any secret of ours.

@@ -470,6 +470,8 @@ func (s *simulatedSource) beat(ctx context.Context, h heartbeat, _ bool) error {
 
 func (*simulatedSource) policy(context.Context) (*Policy, error) { return &Policy{}, nil }
 
+func (*simulatedSource) shadow(context.Context) (*PolicyShadow, error) { return nil, nil }
+
 func (*simulatedSource) nobodyWrites(context.Context, error) bool { return false }
 
 func (s *simulatedSource) raise(ctx context.Context, n int64) error {

@@ -25,6 +25,8 @@ type source interface {
 	formats(ctx context.Context) (*[]authz.ForeignFormat, error)
 	// policy reads which policy is in force.
 	policy(ctx context.Context) (*Policy, error)
+	// shadow reads which policy is asked beside it; nil for none.
+	shadow(ctx context.Context) (*PolicyShadow, error)
 	// lookup reads the keys that have these digests, all of one snapshot: an entry for
 	// every digest.
 	lookup(ctx context.Context, digests []authz.Digest, o *organizationCache) (map[authz.Digest]*cachedKey, error)
@@ -52,8 +54,8 @@ type changeSet struct {
 	keys          []changedKey
 	retired       []authz.Digest
 	organizations []changedOrganization
-	// callers, formats and policy tell that any of them has changed, everything that too much has.
-	callers, formats, policy, everything bool
+	// callers, formats, policy and shadow tell that any of them has changed, everything that too much has.
+	callers, formats, policy, shadow, everything bool
 }
 
 // changedKey is a key that has changed, with one of its secrets.
@@ -109,6 +111,8 @@ FROM revision r LEFT JOIN revision_marks m ON m.n = $3 LEFT JOIN (
 	SELECT 'formats', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
 	UNION ALL
 	SELECT 'policy', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_activations WHERE n > $1)
+	UNION ALL
+	SELECT 'shadow', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_shadows WHERE revision > $1)
 	LIMIT $2
 ) x ON true`
 
@@ -178,6 +182,8 @@ func (set *changeSet) add(r *changeRow) {
 		set.formats = true
 	case "policy":
 		set.policy = true
+	case "shadow":
+		set.shadow = true
 	case "everything":
 		set.everything = true
 	}

@@ -68,6 +68,9 @@ type Store struct {
 	// policy is which one is in force, policyChanged tells of another.
 	policy        atomic.Pointer[Policy]
 	policyChanged chan struct{}
+	// shadow is which one is asked beside it, shadowChanged tells of another.
+	shadow        atomic.Pointer[PolicyShadow]
+	shadowChanged chan struct{}
 	rehash        *rehashQueue
 	uses          *uses
 	usage         *usage
@@ -170,7 +173,7 @@ func newStore(o Options) (*Store, error) {
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
 		rehash: newRehashQueue(), uses: newUses(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
-		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1), shadowChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
 	if s.usageRetention = o.UsageRetention; s.usageRetention == 0 {

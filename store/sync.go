@@ -110,7 +110,7 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 		"Run keystile doctor with the exported audit log to find what the database lacks",
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
 		slog.Bool("all_remembered", complete))
-	return set, s.readTables(ctx, tables{true, true, true})
+	return set, s.readTables(ctx, tables{true, true, true, true})
 }
 
 // countLive notes how many replicas there are. While heartbeats fail, or have only just
@@ -139,18 +139,18 @@ func (s *Store) apply(ctx context.Context, applied int64, set *changeSet) error 
 	if !set.everything {
 		s.keys.apply(set)
 		first := applied == 0
-		return s.readTables(ctx, tables{first || set.callers, first || set.formats, first || set.policy})
+		return s.readTables(ctx, tables{first || set.callers, first || set.formats, first || set.policy, first || set.shadow})
 	}
 	revoked, err := s.source.revoked(ctx, applied)
 	if err != nil {
 		return err
 	}
 	s.keys.forget(set.n, revoked, set.organizations)
-	return s.readTables(ctx, tables{true, true, true})
+	return s.readTables(ctx, tables{true, true, true, true})
 }
 
 // tables are those that every replica holds whole.
-type tables struct{ callers, formats, policy bool }
+type tables struct{ callers, formats, policy, shadow bool }
 
 // readTables reads those of them that have changed.
 func (s *Store) readTables(ctx context.Context, changed tables) error {
@@ -165,6 +165,16 @@ func (s *Store) readTables(ctx context.Context, changed tables) error {
 		default:
 			s.learnPolicy(p)
 		}
+	}
+	if changed.shadow {
+		shadow, err := s.source.shadow(ctx)
+		switch {
+		case isAway(err):
+			return err
+		case err != nil:
+			s.log.Error("the policy that is to be asked beside the one in force cannot be read; it is not asked", slog.Any("error", err))
+		}
+		s.learnShadow(shadow)
 	}
 	if changed.formats {
 		list, err := s.source.formats(ctx)

@@ -25,7 +25,7 @@ func dump(t *testing.T, at string) string {
 	defer func() { _ = db.Close() }()
 	var out strings.Builder
 	for _, table := range []string{
-		"organizations", "api_keys", "key_secrets", "callers", "caller_tokens", "admins", "admin_tokens", "foreign_formats", "audit_log",
+		"organizations", "api_keys", "key_secrets", "callers", "caller_tokens", "admins", "admin_tokens", "foreign_formats", "audit_log", "policy_shadows",
 	} {
 		var rows []string
 		if err := db.SelectContext(t.Context(), &rows, `SELECT row_to_json(x)::text FROM `+table+` x ORDER BY 1`); err != nil {
@@ -46,14 +46,19 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 		ID: authz.NewAdminID(time.Now()), Name: "root", Role: authz.RolePlatformAdmin, ExpiresAt: time.Now().Add(time.Hour),
 		Tokens: []manage.Token{{ID: authz.NewSecretID(time.Now()), Hint: "h", ExpiresAt: time.Now().Add(time.Hour)}},
 	}
+	shadow := someShadow(time.Hour)
 	manageWrite(t, s, func(ctx context.Context, c manage.Writer) error {
-		return errors.Join(c.InsertAdmin(ctx, all(), &platform, authz.AdminTokens().Generate()),
+		return errors.Join(c.StartPolicyShadow(ctx, all(), &shadow, []byte("archive")), c.InsertAdmin(ctx, all(), &platform, authz.AdminTokens().Generate()),
 			c.AppendAudit(ctx, []manage.AuditEvent{event(c, w.organization.ID, 1), event(c, authz.OrganizationID{}, 1)}))
 	})
 	decision := authz.NewDecisionID(time.Now())
 	storetest.Exec(t, at, `INSERT INTO decisions (id, at, organization_id, environment, method, route, action, code, status, reasons, required,
 		missing, policy_revision, degraded, browser) VALUES ($1, now(), $2, '', '', '', '', 'x', 403, '{}', '{}', '{}', '', '{}', false)`,
 		decision, w.organization.ID)
+	counts, differences := shadowCounts(1), []authz.PolicyShadowDifference{shadowDifference(w.organization.ID, w.key.ID, "/a", 1)}
+	if err := s.WritePolicyShadow(t.Context(), shadow.Change, counts, differences); err != nil {
+		t.Fatal(err)
+	}
 	before := dump(t, at)
 	page := manage.Page{Limit: 10}
 	org := w.organization.ID
@@ -76,6 +81,19 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 			"Decision": func(ctx context.Context, c manage.Writer) error {
 				_, err := c.Decision(ctx, tenant, decision)
 				return err
+			},
+			"PolicyShadow": func(ctx context.Context, c manage.Writer) error {
+				_, err := c.PolicyShadow(ctx, tenant)
+				return err
+			},
+			"StartPolicyShadow": func(ctx context.Context, c manage.Writer) error {
+				other := shadow
+				return c.StartPolicyShadow(ctx, tenant, &other, []byte("archive"))
+			},
+			"EndPolicyShadow": func(ctx context.Context, c manage.Writer) error {
+				ended := shadow
+				ended.EndedAt, ended.Reason = c.Now(), authz.ShadowStopped
+				return c.EndPolicyShadow(ctx, tenant, ended)
 			},
 			"Caller": func(ctx context.Context, c manage.Writer) error {
 				_, err := c.Caller(ctx, tenant, w.caller.ID)
@@ -181,16 +199,21 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 			events, err6 := r.AuditEvents(ctx, tenant, org, manage.AuditFilter{Limit: 10})
 			platforms, err7 := r.AuditEvents(ctx, tenant, authz.OrganizationID{}, manage.AuditFilter{Limit: 10})
 			chains, err8 := r.AuditChains(ctx, tenant)
+			report := authz.PolicyShadowReport{Shadow: shadow}
+			err9 := r.PolicyShadowReport(ctx, tenant, &report, 10)
 			for _, a := range admins {
 				if a.OrganizationID != foreign.organization.ID {
 					t.Errorf("%s tenant sees an admin", name)
 				}
 			}
+			if report.Replicas+len(report.Differences) > 0 {
+				t.Errorf("%s tenant sees what came of a shadow: %+v", name, report)
+			}
 			if len(organizations)+len(keys)+count+len(callers)+len(events)+len(platforms)+len(chains) > 0 {
 				t.Errorf("%s tenant sees %d %d %d %d %d %d %d", name,
 					len(organizations), len(keys), count, len(callers), len(events), len(platforms), len(chains))
 			}
-			return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8)
+			return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9)
 		})
 		if after := dump(t, at); after != before {
 			t.Errorf("%s tenant changed something:\n%s", name, after)

@@ -41,6 +41,9 @@ type Policies interface {
 	// about. One that does not load is a *authz.PolicyRefusedError; any other error is of a
 	// replay that could not be made.
 	Replay(ctx context.Context, files map[string]string, archive []byte, traffic authz.Traffic, told func(int64)) (*authz.PolicyDiff, error)
+	// Shadowable says whether a policy, given as for Replay, can be asked beside the one in force,
+	// and returns its revision and archive. One that does not load is a *authz.PolicyRefusedError.
+	Shadowable(ctx context.Context, files map[string]string, archive []byte) (revision string, whole []byte, err error)
 	// Loads says why a policy that was kept cannot be in force here, nil when it can.
 	Loads(ctx context.Context, archive []byte) error
 	// State tells which policy is in force here, Failing how it fails at run time.
@@ -476,7 +479,11 @@ func (s *Service) putInForce(
 		}
 		*out = PolicyChange{Activation: a, Report: report}
 		revision := policyNow{history: []authz.PolicyActivation{a}}.revision(builtIn)
-		return logged(outcome{policy: revision}, authz.OrganizationID{}, action, revision,
+		ended, err := endShadowInForce(ctx, w, TenantOf(r.Actor), revision, a.By)
+		if err != nil {
+			return outcome{}, err
+		}
+		return logged(outcome{policy: revision, events: ended}, authz.OrganizationID{}, action, revision,
 			map[string]any{"revision": before.revision(builtIn)}, policyDocument(a, builtIn))
 	})
 	if err != nil {

@@ -111,6 +111,12 @@ type Reader interface {
 	// PolicyArchive returns a policy that was activated, whole.
 	PolicyArchive(ctx context.Context, t Tenant, policyRevision string) ([]byte, error)
 
+	// PolicyShadow returns the newest shadow, over or not. It is within Everyone alone.
+	PolicyShadow(ctx context.Context, t Tenant) (*authz.PolicyShadow, error)
+	// PolicyShadowReport adds what came of a shadow, on all replicas, with at most so many
+	// differences.
+	PolicyShadowReport(ctx context.Context, t Tenant, out *authz.PolicyShadowReport, differences int) error
+
 	// Recorded hands out the requests that policy was asked about, those of one key together;
 	// RecordedRequests is how many there are.
 	Recorded(ctx context.Context, t Tenant, f RecordedFilter, each func(authz.Recorded) error) error
@@ -183,6 +189,12 @@ type Writer interface {
 	// ActivatePolicy puts a policy in force for all replicas, with this transaction; it sets
 	// a.Change and a.At. The archive is nil for one that is kept already, or the built-in one.
 	ActivatePolicy(ctx context.Context, t Tenant, a *authz.PolicyActivation, archive []byte) error
+
+	// StartPolicyShadow has all replicas ask a policy, given whole, in place of the one before,
+	// which is forgotten with what came of it; it sets s.Change.
+	StartPolicyShadow(ctx context.Context, t Tenant, s *authz.PolicyShadow, archive []byte) error
+	// EndPolicyShadow writes why a shadow has ended.
+	EndPolicyShadow(ctx context.Context, t Tenant, s authz.PolicyShadow) error
 
 	// AuditHead returns a chain's last row; the zero head for a new chain.
 	AuditHead(ctx context.Context, chain authz.OrganizationID) (ChainHead, error)

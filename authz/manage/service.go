@@ -137,7 +137,8 @@ func (s *Service) decide(ctx context.Context, r Request, action string, o *Organ
 
 // outcome is what a change leaves beside its answer.
 type outcome struct {
-	// takes tells that rights were taken away, so that the answer waits for replicas.
+	// takes tells that rights were taken away, or that replicas are told to do something, so that
+	// the answer waits for them.
 	takes bool
 	// policy is the revision of a policy that came into force: the answer waits until all
 	// replicas decide by it.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // apart starts a process in a group of its own, which Ctrl-C does not reach.
@@ -43,3 +44,12 @@ func stepAside(bytes uint64) error {
 // stepBehind lets the service have the processors first. The whole group, because a process'
 // priority is that of one thread alone; where it is not allowed, nothing changes.
 func stepBehind() { _ = syscall.Setpriority(syscall.PRIO_PGRP, 0, 10) }
+
+// processorTime is how long this process has had a processor.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

@@ -2,7 +2,10 @@
 
 package policy
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
 // apart is as every other process here.
 func apart() *syscall.SysProcAttr { return nil }
@@ -12,3 +15,6 @@ func stepAside(uint64) error { return nil }
 
 // stepBehind leaves priorities as they are here.
 func stepBehind() {}
+
+// processorTime is not known here.
+func processorTime() time.Duration { return 0 }

@@ -63,3 +63,29 @@ func BenchmarkLoad(b *testing.B) {
 		mustLoad(b, shipped())
 	}
 }
+
+// BenchmarkEvaluate_Beside is what a check whose answer is from memory, the quickest, pays for a
+// shadow: none, one that does not pick it, one that takes it, and one whose queue is full.
+func BenchmarkEvaluate_Beside(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		beside *beside
+	}{
+		{"off", nil}, {"not picked", newBeside("", 0, 1)}, {"picked", newBeside("", 1, 1<<40)}, {"full", newBeside("", 1, 1<<40)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			e, k, check := NewEngine(mustLoad(b, shipped())), exampleKey(), exampleCheck("GET", "/api/v1/tickets/42")
+			e.beside.Store(c.beside)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := e.Evaluate(context.Background(), k, check); err != nil {
+					b.Fatal(err)
+				}
+				if c.name == "picked" {
+					q := <-c.beside.queue
+					c.beside.bytes.Add(-q.size)
+				}
+			}
+		})
+	}
+}

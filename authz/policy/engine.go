@@ -45,6 +45,8 @@ type Engine struct {
 	known            *verdicts
 	failed           *failures
 	budget           time.Duration
+	// beside is nil while no policy is asked beside the current one.
+	beside atomic.Pointer[beside]
 }
 
 // Option sets what an Engine does otherwise by default.
@@ -99,24 +101,43 @@ func (e *Engine) Revision() string {
 // What was asked twice in a row is remembered: see verdicts. Where there are thousands of goroutines, it runs on one of a few. Of what policies call, only a builtin with
 // large operands can outlive the budget; at most one such call is left running at
 // a time, and the key that caused it is held back (ErrHeldBack) until it ends.
+//
+// While a Shadow runs, some questions and their answers are handed on to it.
 func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (authz.Verdict, error) {
+	b := e.beside.Load()
+	if b == nil || !b.picks() {
+		v, _, err := e.decide(ctx, k, c)
+		return v, err
+	}
+	started := time.Now()
+	v, remembered, err := e.decide(ctx, k, c)
+	took := time.Since(started)
+	if remembered {
+		took = 0
+	}
+	b.hand(k, c, v, err, took)
+	return v, err
+}
+
+// decide is Evaluate for one snapshot; it also tells whether the answer is from memory.
+func (e *Engine) decide(ctx context.Context, k *authz.Key, c *authz.Check) (v authz.Verdict, remembered bool, err error) {
 	s := e.current.Load()
 	if s == nil {
-		return authz.Verdict{}, ErrNoPolicy
+		return v, false, ErrNoPolicy
 	}
 	switch {
 	case k.Organization == nil:
-		return authz.Verdict{Revision: s.revision}, errNoOrganization
+		return authz.Verdict{Revision: s.revision}, false, errNoOrganization
 	case e.held.holds(k):
 		e.failed.note(s, k.Organization.ID, ErrHeldBack)
-		return authz.Verdict{Revision: s.revision}, ErrHeldBack
+		return authz.Verdict{Revision: s.revision}, false, ErrHeldBack
 	}
 	a := askedOf(s, k, c)
 	known, ok, hash := e.known.find(&a, c.Segments)
 	if ok {
-		return known, nil
+		return known, true, nil
 	}
-	v, err := e.stacks.evaluate(ctx, e, s, k, c)
+	v, err = e.stacks.evaluate(ctx, e, s, k, c)
 	v.Revision = s.revision
 	why := err
 	if why == nil {
@@ -130,7 +151,7 @@ func (e *Engine) Evaluate(ctx context.Context, k *authz.Key, c *authz.Check) (au
 	case !errors.Is(why, errInput):
 		e.failed.note(s, k.Organization.ID, why)
 	}
-	return v, err
+	return v, false, err
 }
 
 func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *authz.Check) (v authz.Verdict, err error) {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
 
 	"github.com/supportstation/keystile/authz"
@@ -191,8 +192,16 @@ func failureOf(cause error) authz.PolicyFailure {
 // placeOf is where in the policy an error came of, without what it says.
 func placeOf(cause error) string {
 	var inside *topdown.Error
-	if !errors.As(cause, &inside) || inside.Location == nil || inside.Location.File == "" {
+	if !errors.As(cause, &inside) {
 		return ""
 	}
-	return fmt.Sprintf("%s:%d", inside.Location.File, inside.Location.Row)
+	return placeIn(inside.Location)
+}
+
+// placeIn is file:line, "" for nowhere in particular.
+func placeIn(l *ast.Location) string {
+	if l == nil || l.File == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", l.File, l.Row)
 }

@@ -204,6 +204,9 @@ type trialMessage struct {
 	// replays alone.
 	Replay  bool
 	BuiltIn []byte
+	// Shadow tells that questions of checks come next; Traced that it is to be known at any time
+	// where in the policy an evaluation is, which takes several times as long.
+	Shadow, Traced bool
 }
 
 // Try tries a policy. The error is of a trial that could not be made; what is wrong with
@@ -311,6 +314,9 @@ func ServeGate(ctx context.Context, in io.Reader, out io.Writer) error {
 	decoder := json.NewDecoder(in)
 	if err := decoder.Decode(&message); err != nil {
 		return fmt.Errorf("read a trial: %w", err)
+	}
+	if message.Shadow {
+		return serveShadow(ctx, message, io.MultiReader(decoder.Buffered(), in), out)
 	}
 	if message.Replay {
 		return serveReplay(ctx, message, io.MultiReader(decoder.Buffered(), in), out)

@@ -157,16 +157,38 @@ func (k *Keeper) Replay(
 	if active == nil {
 		return nil, authz.Unavailable("there is no policy in force yet; try again", nil)
 	}
-	candidate, err := k.sourceOf(archive)
-	if files != nil {
-		if candidate, err = SourceOf(files); err != nil {
-			return nil, &authz.PolicyRefusedError{Report: Unreadable(err)}
-		}
-	}
+	candidate, err := k.candidateOf(files, archive)
 	if err != nil {
 		return nil, err
 	}
 	return k.gate.Replay(ctx, Replay{Active: active, Candidate: candidate, BuiltIn: k.builtIn, Traffic: traffic, Told: told})
+}
+
+// Shadowable says whether a policy, given as for Replay, can be asked beside the one in force: it
+// is loaded in a process of its own. It returns its revision and archive.
+func (k *Keeper) Shadowable(ctx context.Context, files map[string]string, archive []byte) (revision string, whole []byte, err error) {
+	candidate, err := k.candidateOf(files, archive)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := k.gate.Loads(ctx, candidate); err != nil {
+		return "", nil, err
+	}
+	whole, err = candidate.Archive()
+	return candidate.revision, whole, err
+}
+
+// candidateOf is a policy given by its files or its archive; neither is the built-in one. Files
+// that cannot be read are a *authz.PolicyRefusedError.
+func (k *Keeper) candidateOf(files map[string]string, archive []byte) (*Source, error) {
+	if files == nil {
+		return k.sourceOf(archive)
+	}
+	candidate, err := SourceOf(files)
+	if err != nil {
+		return nil, &authz.PolicyRefusedError{Report: Unreadable(err)}
+	}
+	return candidate, nil
 }
 
 // sourceOf is a policy's archive, or the built-in policy.

@@ -201,6 +201,22 @@ func (c *Client) RollBackPolicy(ctx context.Context, wanted PolicyRollback, opts
 	return decode[PolicyChange](c.api.RollBackPolicy(ctx, nil, wanted, opts...))
 }
 
+// StartPolicyShadow has every replica ask another policy beside the one in force. One that does
+// not load is policy_refused, with a reason a problem.
+func (c *Client) StartPolicyShadow(ctx context.Context, wanted PolicyShadowStart, opts ...RequestEditorFn) (*PolicyShadowChange, error) {
+	return decode[PolicyShadowChange](c.api.StartPolicyShadow(ctx, nil, wanted, opts...))
+}
+
+// PolicyShadow tells what it decides otherwise so far.
+func (c *Client) PolicyShadow(ctx context.Context) (*PolicyShadow, error) {
+	return decode[PolicyShadow](c.api.GetPolicyShadow(ctx))
+}
+
+// StopPolicyShadow stops asking it.
+func (c *Client) StopPolicyShadow(ctx context.Context, opts ...RequestEditorFn) (*PolicyShadowChange, error) {
+	return decode[PolicyShadowChange](c.api.StopPolicyShadow(ctx, nil, opts...))
+}
+
 // GetDecision returns a decision that is kept.
 func (c *Client) GetDecision(ctx context.Context, dec string) (*KeptDecision, error) {
 	return decode[KeptDecision](c.api.GetDecision(ctx, id(dec)))

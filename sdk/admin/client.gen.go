@@ -330,6 +330,96 @@ func (e PolicyRuntimeErrorsKind) Valid() bool {
 	}
 }
 
+// Defines values for PolicyShadowState.
+const (
+	ShadowEnded   PolicyShadowState = "ended"
+	ShadowRunning PolicyShadowState = "running"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowState enum.
+func (e PolicyShadowState) Valid() bool {
+	switch e {
+	case ShadowEnded:
+		return true
+	case ShadowRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyShadowDifferenceKind.
+const (
+	ShadowAllowToDeny  PolicyShadowDifferenceKind = "allow_to_deny"
+	ShadowDenyToAllow  PolicyShadowDifferenceKind = "deny_to_allow"
+	ShadowOtherLimits  PolicyShadowDifferenceKind = "limits"
+	ShadowOtherReasons PolicyShadowDifferenceKind = "reasons"
+	ShadowUnavailable  PolicyShadowDifferenceKind = "unavailable"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowDifferenceKind enum.
+func (e PolicyShadowDifferenceKind) Valid() bool {
+	switch e {
+	case ShadowAllowToDeny:
+		return true
+	case ShadowDenyToAllow:
+		return true
+	case ShadowOtherLimits:
+		return true
+	case ShadowOtherReasons:
+		return true
+	case ShadowUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyShadowEnd.
+const (
+	ShadowFailed  PolicyShadowEnd = "failed"
+	ShadowInForce PolicyShadowEnd = "in_force"
+	ShadowOver    PolicyShadowEnd = "over"
+	ShadowStopped PolicyShadowEnd = "stopped"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowEnd enum.
+func (e PolicyShadowEnd) Valid() bool {
+	switch e {
+	case ShadowFailed:
+		return true
+	case ShadowInForce:
+		return true
+	case ShadowOver:
+		return true
+	case ShadowStopped:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyShadowFailure.
+const (
+	ShadowFailsByError  PolicyShadowFailure = "error"
+	ShadowFailsByTime   PolicyShadowFailure = "timeout"
+	ShadowFailsToDecide PolicyShadowFailure = "no_decision"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowFailure enum.
+func (e PolicyShadowFailure) Valid() bool {
+	switch e {
+	case ShadowFailsByError:
+		return true
+	case ShadowFailsByTime:
+		return true
+	case ShadowFailsToDecide:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PolicyTestOutcome.
 const (
 	TestErrs   PolicyTestOutcome = "error"
@@ -1218,6 +1308,155 @@ type PolicyRuntimeErrors struct {
 // PolicyRuntimeErrorsKind Of the newest one.
 type PolicyRuntimeErrorsKind string
 
+// PolicyShadow Counts are of checks, on all replicas together. Each for which the candidate was picked is one of asked, dropped
+// and undecided, or still waits.
+type PolicyShadow struct {
+	// ActiveSeconds How long an answer takes, too long by at most a half; null before the first. Answers from memory do not count.
+	ActiveSeconds PolicyShadowSeconds `json:"active_seconds"`
+
+	// Asked How many of them the candidate was asked about.
+	Asked int64 `json:"asked"`
+
+	// Candidate The revision of the policy that is asked.
+	Candidate string `json:"candidate"`
+
+	// CandidateSeconds How long an answer takes, too long by at most a half; null before the first. Answers from memory do not count.
+	CandidateSeconds PolicyShadowSeconds `json:"candidate_seconds"`
+
+	// Differences The gravest kinds first, of a kind the most frequent ones.
+	Differences []PolicyShadowDifference `json:"differences"`
+
+	// Dropped For how many it was picked and then had no time.
+	Dropped    int64   `json:"dropped"`
+	EndMessage *string `json:"end_message"`
+
+	// EndReason null while it runs.
+	EndReason *PolicyShadowEnd `json:"end_reason"`
+	EndedAt   *time.Time       `json:"ended_at"`
+
+	// EndedBy An admin's id, or a replica; null when its time was over.
+	EndedBy *string `json:"ended_by"`
+
+	// EndsAt When it ends by itself.
+	EndsAt time.Time `json:"ends_at"`
+
+	// Failed How many of these it did not decide.
+	Failed    int64  `json:"failed"`
+	Note      string `json:"note"`
+	PerSecond int    `json:"per_second"`
+
+	// Replicas How many ask it, or did; one that was started anew counts again.
+	Replicas int `json:"replicas"`
+
+	// Restarts How often its process ended and was started again.
+	Restarts int64 `json:"restarts"`
+
+	// Seen Checks that policy decided meanwhile.
+	Seen      int64             `json:"seen"`
+	Share     float64           `json:"share"`
+	StartedAt time.Time         `json:"started_at"`
+	StartedBy string            `json:"started_by"`
+	State     PolicyShadowState `json:"state"`
+
+	// Totals Checks by the kind of difference.
+	Totals struct {
+		AllowToDeny int64 `json:"allow_to_deny"`
+		DenyToAllow int64 `json:"deny_to_allow"`
+		Limits      int64 `json:"limits"`
+		Reasons     int64 `json:"reasons"`
+
+		// Unavailable It did not decide what was decided.
+		Unavailable int64 `json:"unavailable"`
+	} `json:"totals"`
+
+	// Undecided For how many it was picked, and the policy in force had no time either, or was the same one.
+	Undecided int64 `json:"undecided"`
+
+	// Unlisted How many more differences there are.
+	Unlisted int64 `json:"unlisted"`
+}
+
+// PolicyShadowState defines model for PolicyShadow.State.
+type PolicyShadowState string
+
+// PolicyShadowChange defines model for PolicyShadowChange.
+type PolicyShadowChange struct {
+	DryRun bool `json:"dry_run"`
+
+	// Effective Which replicas know of it; null when it was stopped, and of a dry run.
+	Effective *Effective `json:"effective"`
+
+	// Shadow Counts are of checks, on all replicas together. Each for which the candidate was picked is one of asked, dropped
+	// and undecided, or still waits.
+	Shadow PolicyShadow `json:"shadow"`
+}
+
+// PolicyShadowDifference defines model for PolicyShadowDifference.
+type PolicyShadowDifference struct {
+	Action string `json:"action"`
+
+	// Active The revision that decided.
+	Active string       `json:"active"`
+	After  PolicyAnswer `json:"after"`
+	Before PolicyAnswer `json:"before"`
+
+	// Failure Why the candidate did not decide; null when it did.
+	Failure   *PolicyShadowFailure `json:"failure"`
+	FirstSeen time.Time            `json:"first_seen"`
+
+	// KeyID null for differences of several.
+	KeyID    *string                    `json:"key_id"`
+	KeyName  *string                    `json:"key_name"`
+	Kind     PolicyShadowDifferenceKind `json:"kind"`
+	LastSeen time.Time                  `json:"last_seen"`
+	Method   string                     `json:"method"`
+
+	// OrganizationID null for differences of several.
+	OrganizationID   *string `json:"organization_id"`
+	OrganizationName *string `json:"organization_name"`
+
+	// Path The route's template, or the path with _ for what may tell one request from the next.
+	Path     string `json:"path"`
+	Requests int64  `json:"requests"`
+
+	// Where File and line in the candidate, where it failed.
+	Where *string `json:"where"`
+}
+
+// PolicyShadowDifferenceKind defines model for PolicyShadowDifference.Kind.
+type PolicyShadowDifferenceKind string
+
+// PolicyShadowEnd over: its time. stopped: by an admin. in_force: it decides now. failed: it cannot be asked; end_message says why,
+// with file and line where these are known.
+type PolicyShadowEnd string
+
+// PolicyShadowFailure defines model for PolicyShadowFailure.
+type PolicyShadowFailure string
+
+// PolicyShadowSeconds How long an answer takes, too long by at most a half; null before the first. Answers from memory do not count.
+type PolicyShadowSeconds struct {
+	P50 *float64 `json:"p50"`
+	P99 *float64 `json:"p99"`
+}
+
+// PolicyShadowStart files, or the revision of a policy that was activated before, and how much it is asked.
+type PolicyShadowStart struct {
+	DurationSeconds *int `json:"duration_seconds,omitempty"`
+
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files *PolicyFiles `json:"files,omitempty"`
+
+	// Note What is said about it; for the history.
+	Note *PolicyNote `json:"note,omitempty"`
+
+	// PerSecond How many checks a second at most, on each replica.
+	PerSecond *int            `json:"per_second,omitempty"`
+	Revision  *PolicyRevision `json:"revision,omitempty"`
+
+	// Share Of how many checks, before per_second.
+	Share *float64 `json:"share,omitempty"`
+}
+
 // PolicyTest defines model for PolicyTest.
 type PolicyTest struct {
 	File    string            `json:"file"`
@@ -1248,7 +1487,7 @@ type Problem struct {
 	// trailing_data. 401: admin_unauthorized. 403: role_forbidden, exceeds_plan, policy_denied. 404: not_found.
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
 	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats,
-	// policy_origin, policy_changed, past_security_fix, nothing_to_roll_back.
+	// policy_origin, policy_changed, policy_in_force, past_security_fix, nothing_to_roll_back.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
 	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch, policy_refused. 503: unavailable.
 	Code string `json:"code"`
@@ -1698,6 +1937,22 @@ type RollBackPolicyParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// StopPolicyShadowParams defines parameters for StopPolicyShadow.
+type StopPolicyShadowParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+}
+
+// StartPolicyShadowParams defines parameters for StartPolicyShadow.
+type StartPolicyShadowParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAdminJSONRequestBody defines body for CreateAdmin for application/json ContentType.
 type CreateAdminJSONRequestBody = AdminCreate
 
@@ -1745,6 +2000,9 @@ type DiffPolicyJSONRequestBody = PolicyDiffRequest
 
 // RollBackPolicyJSONRequestBody defines body for RollBackPolicy for application/json ContentType.
 type RollBackPolicyJSONRequestBody = PolicyRollback
+
+// StartPolicyShadowJSONRequestBody defines body for StartPolicyShadow for application/json ContentType.
+type StartPolicyShadowJSONRequestBody = PolicyShadowStart
 
 // TestPolicyJSONRequestBody defines body for TestPolicy for application/json ContentType.
 type TestPolicyJSONRequestBody = PolicyTestRequest
@@ -2197,6 +2455,41 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
 	RollBackPolicy(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StopPolicyShadow Stop asking it (platform admins)
+	//
+	// Corresponds with DELETE /v1/policy/shadow (the `StopPolicyShadow` operationId).
+	StopPolicyShadow(ctx context.Context, params *StopPolicyShadowParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetPolicyShadow Tell what the policy that is asked beside the one in force decides otherwise (platform admins)
+	//
+	// Of the newest shadow, running or over, on all replicas; each writes what it has counted every two seconds. 404
+	// when there was none.
+	//
+	// Corresponds with GET /v1/policy/shadow (the `GetPolicyShadow` operationId).
+	GetPolicyShadow(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartPolicyShadowWithBody Ask another policy beside the one in force, about checks as they come (platform admins)
+	//
+	// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+	// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+	// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+	StartPolicyShadowWithBody(ctx context.Context, params *StartPolicyShadowParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartPolicyShadow Ask another policy beside the one in force, about checks as they come (platform admins)
+	//
+	// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+	// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+	// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+	StartPolicyShadow(ctx context.Context, params *StartPolicyShadowParams, body StartPolicyShadowJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// TestPolicyWithBody Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
 	//
@@ -3128,6 +3421,81 @@ func (c *endpoints) RollBackPolicyWithBody(ctx context.Context, params *RollBack
 // Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
 func (c *endpoints) RollBackPolicy(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRollBackPolicyRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StopPolicyShadow Stop asking it (platform admins)
+//
+// Corresponds with DELETE /v1/policy/shadow (the `StopPolicyShadow` operationId).
+func (c *endpoints) StopPolicyShadow(ctx context.Context, params *StopPolicyShadowParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStopPolicyShadowRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetPolicyShadow Tell what the policy that is asked beside the one in force decides otherwise (platform admins)
+//
+// Of the newest shadow, running or over, on all replicas; each writes what it has counted every two seconds. 404
+// when there was none.
+//
+// Corresponds with GET /v1/policy/shadow (the `GetPolicyShadow` operationId).
+func (c *endpoints) GetPolicyShadow(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPolicyShadowRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartPolicyShadowWithBody Ask another policy beside the one in force, about checks as they come (platform admins)
+//
+// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+func (c *endpoints) StartPolicyShadowWithBody(ctx context.Context, params *StartPolicyShadowParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartPolicyShadowRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartPolicyShadow Ask another policy beside the one in force, about checks as they come (platform admins)
+//
+// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+func (c *endpoints) StartPolicyShadow(ctx context.Context, params *StartPolicyShadowParams, body StartPolicyShadowJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartPolicyShadowRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -6018,6 +6386,169 @@ func NewRollBackPolicyRequestWithBody(server string, params *RollBackPolicyParam
 	return req, nil
 }
 
+// NewStopPolicyShadowRequest constructs an http.Request for the StopPolicyShadow method
+func NewStopPolicyShadowRequest(server string, params *StopPolicyShadowParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/shadow")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetPolicyShadowRequest constructs an http.Request for the GetPolicyShadow method
+func NewGetPolicyShadowRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/shadow")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewStartPolicyShadowRequest calls the generic StartPolicyShadow builder with application/json body
+func NewStartPolicyShadowRequest(server string, params *StartPolicyShadowParams, body StartPolicyShadowJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewStartPolicyShadowRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewStartPolicyShadowRequestWithBody constructs an http.Request for the StartPolicyShadow method, with any body, and a specified content type
+func NewStartPolicyShadowRequestWithBody(server string, params *StartPolicyShadowParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/shadow")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewTestPolicyRequest calls the generic TestPolicy builder with application/json body
 func NewTestPolicyRequest(server string, body TestPolicyJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -6572,6 +7103,45 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/policy/rollback (the `RollBackPolicy` operationId).
 	RollBackPolicyWithResponse(ctx context.Context, params *RollBackPolicyParams, body RollBackPolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*RollBackPolicyResponse, error)
+
+	// StopPolicyShadowWithResponse Stop asking it (platform admins)
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/policy/shadow (the `StopPolicyShadow` operationId).
+	StopPolicyShadowWithResponse(ctx context.Context, params *StopPolicyShadowParams, reqEditors ...RequestEditorFn) (*StopPolicyShadowResponse, error)
+
+	// GetPolicyShadowWithResponse Tell what the policy that is asked beside the one in force decides otherwise (platform admins)
+	//
+	// Of the newest shadow, running or over, on all replicas; each writes what it has counted every two seconds. 404
+	// when there was none.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/policy/shadow (the `GetPolicyShadow` operationId).
+	GetPolicyShadowWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetPolicyShadowResponse, error)
+
+	// StartPolicyShadowWithBodyWithResponse Ask another policy beside the one in force, about checks as they come (platform admins)
+	//
+	// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+	// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+	// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+	StartPolicyShadowWithBodyWithResponse(ctx context.Context, params *StartPolicyShadowParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartPolicyShadowResponse, error)
+
+	// StartPolicyShadowWithResponse Ask another policy beside the one in force, about checks as they come (platform admins)
+	//
+	// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+	// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+	// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+	StartPolicyShadowWithResponse(ctx context.Context, params *StartPolicyShadowParams, body StartPolicyShadowJSONRequestBody, reqEditors ...RequestEditorFn) (*StartPolicyShadowResponse, error)
 
 	// TestPolicyWithBodyWithResponse Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
 	//
@@ -8510,6 +9080,150 @@ func (r RollBackPolicyResponse) ContentType() string {
 	return ""
 }
 
+type StopPolicyShadowResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyShadowChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r StopPolicyShadowResponse) GetJSON200() *PolicyShadowChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r StopPolicyShadowResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r StopPolicyShadowResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r StopPolicyShadowResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r StopPolicyShadowResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r StopPolicyShadowResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetPolicyShadowResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyShadow
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetPolicyShadowResponse) GetJSON200() *PolicyShadow {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetPolicyShadowResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetPolicyShadowResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPolicyShadowResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPolicyShadowResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetPolicyShadowResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type StartPolicyShadowResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyShadowChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r StartPolicyShadowResponse) GetJSON200() *PolicyShadowChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r StartPolicyShadowResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r StartPolicyShadowResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r StartPolicyShadowResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r StartPolicyShadowResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r StartPolicyShadowResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type TestPolicyResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -9393,6 +10107,69 @@ func (c *ClientWithResponses) RollBackPolicyWithResponse(ctx context.Context, pa
 		return nil, err
 	}
 	return ParseRollBackPolicyResponse(rsp)
+}
+
+// StopPolicyShadowWithResponse Stop asking it (platform admins)
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/policy/shadow (the `StopPolicyShadow` operationId).
+func (c *ClientWithResponses) StopPolicyShadowWithResponse(ctx context.Context, params *StopPolicyShadowParams, reqEditors ...RequestEditorFn) (*StopPolicyShadowResponse, error) {
+	rsp, err := c.StopPolicyShadow(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStopPolicyShadowResponse(rsp)
+}
+
+// GetPolicyShadowWithResponse Tell what the policy that is asked beside the one in force decides otherwise (platform admins)
+//
+// Of the newest shadow, running or over, on all replicas; each writes what it has counted every two seconds. 404
+// when there was none.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/policy/shadow (the `GetPolicyShadow` operationId).
+func (c *ClientWithResponses) GetPolicyShadowWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetPolicyShadowResponse, error) {
+	rsp, err := c.GetPolicyShadow(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPolicyShadowResponse(rsp)
+}
+
+// StartPolicyShadowWithBodyWithResponse Ask another policy beside the one in force, about checks as they come (platform admins)
+//
+// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+func (c *ClientWithResponses) StartPolicyShadowWithBodyWithResponse(ctx context.Context, params *StartPolicyShadowParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartPolicyShadowResponse, error) {
+	rsp, err := c.StartPolicyShadowWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartPolicyShadowResponse(rsp)
+}
+
+// StartPolicyShadowWithResponse Ask another policy beside the one in force, about checks as they come (platform admins)
+//
+// Every replica asks it, in a process of its own and behind the checks, in place of the one before. It decides
+// nothing. It must load in the sandbox (else `policy_refused`); its tests may fail. It ends when its time is over,
+// when it is stopped, when it comes into force itself, and when it takes too long or too much memory.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/policy/shadow (the `StartPolicyShadow` operationId).
+func (c *ClientWithResponses) StartPolicyShadowWithResponse(ctx context.Context, params *StartPolicyShadowParams, body StartPolicyShadowJSONRequestBody, reqEditors ...RequestEditorFn) (*StartPolicyShadowResponse, error) {
+	rsp, err := c.StartPolicyShadow(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartPolicyShadowResponse(rsp)
 }
 
 // TestPolicyWithBodyWithResponse Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
@@ -10843,6 +11620,105 @@ func ParseRollBackPolicyResponse(rsp *http.Response) (*RollBackPolicyResponse, e
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest PolicyChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseStopPolicyShadowResponse parses an HTTP response from a StopPolicyShadowWithResponse call
+func ParseStopPolicyShadowResponse(rsp *http.Response) (*StopPolicyShadowResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &StopPolicyShadowResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyShadowChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetPolicyShadowResponse parses an HTTP response from a GetPolicyShadowWithResponse call
+func ParseGetPolicyShadowResponse(rsp *http.Response) (*GetPolicyShadowResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPolicyShadowResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyShadow
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseStartPolicyShadowResponse parses an HTTP response from a StartPolicyShadowWithResponse call
+func ParseStartPolicyShadowResponse(rsp *http.Response) (*StartPolicyShadowResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &StartPolicyShadowResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyShadowChange
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -20,7 +20,7 @@ func NewPolicyCommand(config Config) *cobra.Command {
 sandbox, holds the invariants that no policy may break, and passes its own tests and those of
 the policy that is in force; else what is in force stays.`,
 		config.policyShow(), config.policyHistory(), config.policyActivate(), config.policyRollback(), config.policyExplain(), config.policyDiff(),
-		config.policyWhy())
+		config.policyShadow(), config.policyWhy())
 }
 
 func (c Config) policyShow() *cobra.Command {

@@ -330,6 +330,96 @@ func (e PolicyRuntimeErrorsKind) Valid() bool {
 	}
 }
 
+// Defines values for PolicyShadowState.
+const (
+	ShadowEnded   PolicyShadowState = "ended"
+	ShadowRunning PolicyShadowState = "running"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowState enum.
+func (e PolicyShadowState) Valid() bool {
+	switch e {
+	case ShadowEnded:
+		return true
+	case ShadowRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyShadowDifferenceKind.
+const (
+	ShadowAllowToDeny  PolicyShadowDifferenceKind = "allow_to_deny"
+	ShadowDenyToAllow  PolicyShadowDifferenceKind = "deny_to_allow"
+	ShadowOtherLimits  PolicyShadowDifferenceKind = "limits"
+	ShadowOtherReasons PolicyShadowDifferenceKind = "reasons"
+	ShadowUnavailable  PolicyShadowDifferenceKind = "unavailable"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowDifferenceKind enum.
+func (e PolicyShadowDifferenceKind) Valid() bool {
+	switch e {
+	case ShadowAllowToDeny:
+		return true
+	case ShadowDenyToAllow:
+		return true
+	case ShadowOtherLimits:
+		return true
+	case ShadowOtherReasons:
+		return true
+	case ShadowUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyShadowEnd.
+const (
+	ShadowFailed  PolicyShadowEnd = "failed"
+	ShadowInForce PolicyShadowEnd = "in_force"
+	ShadowOver    PolicyShadowEnd = "over"
+	ShadowStopped PolicyShadowEnd = "stopped"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowEnd enum.
+func (e PolicyShadowEnd) Valid() bool {
+	switch e {
+	case ShadowFailed:
+		return true
+	case ShadowInForce:
+		return true
+	case ShadowOver:
+		return true
+	case ShadowStopped:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PolicyShadowFailure.
+const (
+	ShadowFailsByError  PolicyShadowFailure = "error"
+	ShadowFailsByTime   PolicyShadowFailure = "timeout"
+	ShadowFailsToDecide PolicyShadowFailure = "no_decision"
+)
+
+// Valid indicates whether the value is a known member of the PolicyShadowFailure enum.
+func (e PolicyShadowFailure) Valid() bool {
+	switch e {
+	case ShadowFailsByError:
+		return true
+	case ShadowFailsByTime:
+		return true
+	case ShadowFailsToDecide:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PolicyTestOutcome.
 const (
 	TestErrs   PolicyTestOutcome = "error"
@@ -1218,6 +1308,155 @@ type PolicyRuntimeErrors struct {
 // PolicyRuntimeErrorsKind Of the newest one.
 type PolicyRuntimeErrorsKind string
 
+// PolicyShadow Counts are of checks, on all replicas together. Each for which the candidate was picked is one of asked, dropped
+// and undecided, or still waits.
+type PolicyShadow struct {
+	// ActiveSeconds How long an answer takes, too long by at most a half; null before the first. Answers from memory do not count.
+	ActiveSeconds PolicyShadowSeconds `json:"active_seconds"`
+
+	// Asked How many of them the candidate was asked about.
+	Asked int64 `json:"asked"`
+
+	// Candidate The revision of the policy that is asked.
+	Candidate string `json:"candidate"`
+
+	// CandidateSeconds How long an answer takes, too long by at most a half; null before the first. Answers from memory do not count.
+	CandidateSeconds PolicyShadowSeconds `json:"candidate_seconds"`
+
+	// Differences The gravest kinds first, of a kind the most frequent ones.
+	Differences []PolicyShadowDifference `json:"differences"`
+
+	// Dropped For how many it was picked and then had no time.
+	Dropped    int64   `json:"dropped"`
+	EndMessage *string `json:"end_message"`
+
+	// EndReason null while it runs.
+	EndReason *PolicyShadowEnd `json:"end_reason"`
+	EndedAt   *time.Time       `json:"ended_at"`
+
+	// EndedBy An admin's id, or a replica; null when its time was over.
+	EndedBy *string `json:"ended_by"`
+
+	// EndsAt When it ends by itself.
+	EndsAt time.Time `json:"ends_at"`
+
+	// Failed How many of these it did not decide.
+	Failed    int64  `json:"failed"`
+	Note      string `json:"note"`
+	PerSecond int    `json:"per_second"`
+
+	// Replicas How many ask it, or did; one that was started anew counts again.
+	Replicas int `json:"replicas"`
+
+	// Restarts How often its process ended and was started again.
+	Restarts int64 `json:"restarts"`
+
+	// Seen Checks that policy decided meanwhile.
+	Seen      int64             `json:"seen"`
+	Share     float64           `json:"share"`
+	StartedAt time.Time         `json:"started_at"`
+	StartedBy string            `json:"started_by"`
+	State     PolicyShadowState `json:"state"`
+
+	// Totals Checks by the kind of difference.
+	Totals struct {
+		AllowToDeny int64 `json:"allow_to_deny"`
+		DenyToAllow int64 `json:"deny_to_allow"`
+		Limits      int64 `json:"limits"`
+		Reasons     int64 `json:"reasons"`
+
+		// Unavailable It did not decide what was decided.
+		Unavailable int64 `json:"unavailable"`
+	} `json:"totals"`
+
+	// Undecided For how many it was picked, and the policy in force had no time either, or was the same one.
+	Undecided int64 `json:"undecided"`
+
+	// Unlisted How many more differences there are.
+	Unlisted int64 `json:"unlisted"`
+}
+
+// PolicyShadowState defines model for PolicyShadow.State.
+type PolicyShadowState string
+
+// PolicyShadowChange defines model for PolicyShadowChange.
+type PolicyShadowChange struct {
+	DryRun bool `json:"dry_run"`
+
+	// Effective Which replicas know of it; null when it was stopped, and of a dry run.
+	Effective *Effective `json:"effective"`
+
+	// Shadow Counts are of checks, on all replicas together. Each for which the candidate was picked is one of asked, dropped
+	// and undecided, or still waits.
+	Shadow PolicyShadow `json:"shadow"`
+}
+
+// PolicyShadowDifference defines model for PolicyShadowDifference.
+type PolicyShadowDifference struct {
+	Action string `json:"action"`
+
+	// Active The revision that decided.
+	Active string       `json:"active"`
+	After  PolicyAnswer `json:"after"`
+	Before PolicyAnswer `json:"before"`
+
+	// Failure Why the candidate did not decide; null when it did.
+	Failure   *PolicyShadowFailure `json:"failure"`
+	FirstSeen time.Time            `json:"first_seen"`
+
+	// KeyID null for differences of several.
+	KeyID    *string                    `json:"key_id"`
+	KeyName  *string                    `json:"key_name"`
+	Kind     PolicyShadowDifferenceKind `json:"kind"`
+	LastSeen time.Time                  `json:"last_seen"`
+	Method   string                     `json:"method"`
+
+	// OrganizationID null for differences of several.
+	OrganizationID   *string `json:"organization_id"`
+	OrganizationName *string `json:"organization_name"`
+
+	// Path The route's template, or the path with _ for what may tell one request from the next.
+	Path     string `json:"path"`
+	Requests int64  `json:"requests"`
+
+	// Where File and line in the candidate, where it failed.
+	Where *string `json:"where"`
+}
+
+// PolicyShadowDifferenceKind defines model for PolicyShadowDifference.Kind.
+type PolicyShadowDifferenceKind string
+
+// PolicyShadowEnd over: its time. stopped: by an admin. in_force: it decides now. failed: it cannot be asked; end_message says why,
+// with file and line where these are known.
+type PolicyShadowEnd string
+
+// PolicyShadowFailure defines model for PolicyShadowFailure.
+type PolicyShadowFailure string
+
+// PolicyShadowSeconds How long an answer takes, too long by at most a half; null before the first. Answers from memory do not count.
+type PolicyShadowSeconds struct {
+	P50 *float64 `json:"p50"`
+	P99 *float64 `json:"p99"`
+}
+
+// PolicyShadowStart files, or the revision of a policy that was activated before, and how much it is asked.
+type PolicyShadowStart struct {
+	DurationSeconds *int `json:"duration_seconds,omitempty"`
+
+	// Files The policy's .rego and data.yaml files by their slash-separated paths.
+	Files *PolicyFiles `json:"files,omitempty"`
+
+	// Note What is said about it; for the history.
+	Note *PolicyNote `json:"note,omitempty"`
+
+	// PerSecond How many checks a second at most, on each replica.
+	PerSecond *int            `json:"per_second,omitempty"`
+	Revision  *PolicyRevision `json:"revision,omitempty"`
+
+	// Share Of how many checks, before per_second.
+	Share *float64 `json:"share,omitempty"`
+}
+
 // PolicyTest defines model for PolicyTest.
 type PolicyTest struct {
 	File    string            `json:"file"`
@@ -1248,7 +1487,7 @@ type Problem struct {
 	// trailing_data. 401: admin_unauthorized. 403: role_forbidden, exceeds_plan, policy_denied. 404: not_found.
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
 	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats,
-	// policy_origin, policy_changed, past_security_fix, nothing_to_roll_back.
+	// policy_origin, policy_changed, policy_in_force, past_security_fix, nothing_to_roll_back.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
 	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch, policy_refused. 503: unavailable.
 	Code string `json:"code"`
@@ -1698,6 +1937,22 @@ type RollBackPolicyParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// StopPolicyShadowParams defines parameters for StopPolicyShadow.
+type StopPolicyShadowParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+}
+
+// StartPolicyShadowParams defines parameters for StartPolicyShadow.
+type StartPolicyShadowParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAdminJSONRequestBody defines body for CreateAdmin for application/json ContentType.
 type CreateAdminJSONRequestBody = AdminCreate
 
@@ -1745,6 +2000,9 @@ type DiffPolicyJSONRequestBody = PolicyDiffRequest
 
 // RollBackPolicyJSONRequestBody defines body for RollBackPolicy for application/json ContentType.
 type RollBackPolicyJSONRequestBody = PolicyRollback
+
+// StartPolicyShadowJSONRequestBody defines body for StartPolicyShadow for application/json ContentType.
+type StartPolicyShadowJSONRequestBody = PolicyShadowStart
 
 // TestPolicyJSONRequestBody defines body for TestPolicy for application/json ContentType.
 type TestPolicyJSONRequestBody = PolicyTestRequest
@@ -1865,6 +2123,15 @@ type ServerInterface interface {
 	// RollBackPolicy Put the policy in force again that was before, or an earlier one (platform admins)
 	// (POST /v1/policy/rollback)
 	RollBackPolicy(c *gin.Context, params RollBackPolicyParams)
+	// StopPolicyShadow Stop asking it (platform admins)
+	// (DELETE /v1/policy/shadow)
+	StopPolicyShadow(c *gin.Context, params StopPolicyShadowParams)
+	// GetPolicyShadow Tell what the policy that is asked beside the one in force decides otherwise (platform admins)
+	// (GET /v1/policy/shadow)
+	GetPolicyShadow(c *gin.Context)
+	// StartPolicyShadow Ask another policy beside the one in force, about checks as they come (platform admins)
+	// (POST /v1/policy/shadow)
+	StartPolicyShadow(c *gin.Context, params StartPolicyShadowParams)
 	// TestPolicy Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
 	// (POST /v1/policy/test)
 	TestPolicy(c *gin.Context)
@@ -3717,6 +3984,94 @@ func (siw *ServerInterfaceWrapper) RollBackPolicy(c *gin.Context) {
 	siw.Handler.RollBackPolicy(c, params)
 }
 
+// StopPolicyShadow operation middleware
+func (siw *ServerInterfaceWrapper) StopPolicyShadow(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StopPolicyShadowParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.StopPolicyShadow(c, params)
+}
+
+// GetPolicyShadow operation middleware
+func (siw *ServerInterfaceWrapper) GetPolicyShadow(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetPolicyShadow(c)
+}
+
+// StartPolicyShadow operation middleware
+func (siw *ServerInterfaceWrapper) StartPolicyShadow(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartPolicyShadowParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.StartPolicyShadow(c, params)
+}
+
 // TestPolicy operation middleware
 func (siw *ServerInterfaceWrapper) TestPolicy(c *gin.Context) {
 
@@ -3821,6 +4176,9 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/v1/policy/test", wrapper.TestPolicy)
 	router.POST(options.BaseURL+"/v1/policy/activate", wrapper.ActivatePolicy)
 	router.POST(options.BaseURL+"/v1/policy/diff", wrapper.DiffPolicy)
+	router.DELETE(options.BaseURL+"/v1/policy/shadow", wrapper.StopPolicyShadow)
+	router.GET(options.BaseURL+"/v1/policy/shadow", wrapper.GetPolicyShadow)
+	router.POST(options.BaseURL+"/v1/policy/shadow", wrapper.StartPolicyShadow)
 	router.POST(options.BaseURL+"/v1/policy/rollback", wrapper.RollBackPolicy)
 	router.GET(options.BaseURL+"/v1/decisions/:dec", wrapper.GetDecision)
 	router.GET(options.BaseURL+"/v1/replicas", wrapper.ListReplicas)
@@ -5514,6 +5872,123 @@ func (response RollBackPolicydefaultApplicationProblemPlusJSONResponse) VisitRol
 	return err
 }
 
+type StopPolicyShadowRequestObject struct {
+	Params StopPolicyShadowParams
+}
+
+type StopPolicyShadowResponseObject interface {
+	VisitStopPolicyShadowResponse(w http.ResponseWriter) error
+}
+
+type StopPolicyShadow200JSONResponse PolicyShadowChange
+
+func (response StopPolicyShadow200JSONResponse) VisitStopPolicyShadowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StopPolicyShadowdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StopPolicyShadowdefaultApplicationProblemPlusJSONResponse) VisitStopPolicyShadowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPolicyShadowRequestObject struct {
+}
+
+type GetPolicyShadowResponseObject interface {
+	VisitGetPolicyShadowResponse(w http.ResponseWriter) error
+}
+
+type GetPolicyShadow200JSONResponse PolicyShadow
+
+func (response GetPolicyShadow200JSONResponse) VisitGetPolicyShadowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPolicyShadowdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPolicyShadowdefaultApplicationProblemPlusJSONResponse) VisitGetPolicyShadowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartPolicyShadowRequestObject struct {
+	Params StartPolicyShadowParams
+	Body   *StartPolicyShadowJSONRequestBody
+}
+
+type StartPolicyShadowResponseObject interface {
+	VisitStartPolicyShadowResponse(w http.ResponseWriter) error
+}
+
+type StartPolicyShadow200JSONResponse PolicyShadowChange
+
+func (response StartPolicyShadow200JSONResponse) VisitStartPolicyShadowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartPolicyShadowdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartPolicyShadowdefaultApplicationProblemPlusJSONResponse) VisitStartPolicyShadowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type TestPolicyRequestObject struct {
 	Body *TestPolicyJSONRequestBody
 }
@@ -5745,6 +6220,15 @@ type StrictServerInterface interface {
 	// RollBackPolicy Put the policy in force again that was before, or an earlier one (platform admins)
 	// (POST /v1/policy/rollback)
 	RollBackPolicy(ctx context.Context, request RollBackPolicyRequestObject) (RollBackPolicyResponseObject, error)
+	// StopPolicyShadow Stop asking it (platform admins)
+	// (DELETE /v1/policy/shadow)
+	StopPolicyShadow(ctx context.Context, request StopPolicyShadowRequestObject) (StopPolicyShadowResponseObject, error)
+	// GetPolicyShadow Tell what the policy that is asked beside the one in force decides otherwise (platform admins)
+	// (GET /v1/policy/shadow)
+	GetPolicyShadow(ctx context.Context, request GetPolicyShadowRequestObject) (GetPolicyShadowResponseObject, error)
+	// StartPolicyShadow Ask another policy beside the one in force, about checks as they come (platform admins)
+	// (POST /v1/policy/shadow)
+	StartPolicyShadow(ctx context.Context, request StartPolicyShadowRequestObject) (StartPolicyShadowResponseObject, error)
 	// TestPolicy Try a policy by its own tests, by those of the policy in force and by the invariants; nothing changes (platform admins)
 	// (POST /v1/policy/test)
 	TestPolicy(ctx context.Context, request TestPolicyRequestObject) (TestPolicyResponseObject, error)
@@ -7106,6 +7590,100 @@ func (sh *strictHandler) RollBackPolicy(ctx *gin.Context, params RollBackPolicyP
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(RollBackPolicyResponseObject); ok {
 		if err := validResponse.VisitRollBackPolicyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// StopPolicyShadow operation middleware
+func (sh *strictHandler) StopPolicyShadow(ctx *gin.Context, params StopPolicyShadowParams) {
+	var request StopPolicyShadowRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StopPolicyShadow(ctx, request.(StopPolicyShadowRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StopPolicyShadow")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(StopPolicyShadowResponseObject); ok {
+		if err := validResponse.VisitStopPolicyShadowResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetPolicyShadow operation middleware
+func (sh *strictHandler) GetPolicyShadow(ctx *gin.Context) {
+	var request GetPolicyShadowRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPolicyShadow(ctx, request.(GetPolicyShadowRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPolicyShadow")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetPolicyShadowResponseObject); ok {
+		if err := validResponse.VisitGetPolicyShadowResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// StartPolicyShadow operation middleware
+func (sh *strictHandler) StartPolicyShadow(ctx *gin.Context, params StartPolicyShadowParams) {
+	var request StartPolicyShadowRequestObject
+
+	request.Params = params
+
+	var body StartPolicyShadowJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartPolicyShadow(ctx, request.(StartPolicyShadowRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartPolicyShadow")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(StartPolicyShadowResponseObject); ok {
+		if err := validResponse.VisitStartPolicyShadowResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
