@@ -24,6 +24,9 @@ func (m *management) StartPolicyShadow(
 	ctx context.Context, in api.StartPolicyShadowRequestObject,
 ) (api.StartPolicyShadowResponseObject, error) {
 	ctx, r := requestOf(ctx)
+	if share := in.Body.Share; share != nil && *share <= 0 {
+		return nil, badField("/share", "must be above 0, and 1 at most")
+	}
 	report, effective, err := m.service.StartPolicyShadow(ctx, r, manage.PolicyShadowInput{
 		Files: value(in.Body.Files), Revision: value(in.Body.Revision), For: time.Duration(value(in.Body.DurationSeconds)) * time.Second,
 		Share: value(in.Body.Share), PerSecond: value(in.Body.PerSecond), Note: value(in.Body.Note),

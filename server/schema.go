@@ -242,6 +242,10 @@ func kindOf(value any) string {
 
 func numberRange(s *openapi3.Schema) string {
 	switch {
+	case s.Type.Is(openapi3.TypeNumber) && s.Max != nil:
+		return fmt.Sprintf("a number of at most %g", *s.Max)
+	case s.Type.Is(openapi3.TypeNumber):
+		return "a number"
 	case s.Min != nil && s.Max != nil:
 		return fmt.Sprintf("a whole number from %.0f to %.0f", *s.Min, *s.Max)
 	case s.Min != nil:
