@@ -89,9 +89,33 @@ Exit: 4 when there is a difference that --accept does not name.`,
 	})
 }
 
-// showDiff prints what would change, and fails when some of it is not meant.
-func (s *session) showDiff(diff *admin.PolicyDiff, meant []acceptedDifference) error {
-	unexpected, accepted := []admin.PolicyDifference{}, 0
+// judgedDiff is what would change, and what of it is meant, as -o json and yaml have it.
+type judgedDiff struct {
+	*admin.PolicyDiff
+
+	// Differences are PolicyDiff's.
+	Differences []judgedDifference `json:"differences"`
+	// Accepted is how many of them --accept names; AcceptsNothing are its lines that name none.
+	Accepted       int          `json:"accepted"`
+	AcceptsNothing []acceptLine `json:"accepts_nothing"`
+}
+
+type judgedDifference struct {
+	admin.PolicyDifference
+
+	// Accepted tells that a line of --accept names it.
+	Accepted bool `json:"accepted"`
+}
+
+// acceptLine is a line of --accept, by its number from 1.
+type acceptLine struct {
+	Line int    `json:"line"`
+	Text string `json:"text"`
+}
+
+// judge finds what of a difference is meant.
+func judge(diff *admin.PolicyDiff, meant []acceptedDifference) judgedDiff {
+	out := judgedDiff{PolicyDiff: diff, Differences: []judgedDifference{}, AcceptsNothing: []acceptLine{}}
 	used := make([]bool, len(meant))
 	for _, d := range diff.Differences {
 		named := false
@@ -101,18 +125,32 @@ func (s *session) showDiff(diff *admin.PolicyDiff, meant []acceptedDifference) e
 			}
 		}
 		if named {
-			accepted++
-			continue
+			out.Accepted++
 		}
-		unexpected = append(unexpected, d)
-	}
-	if err := s.show(diff, func(p *page) { p.diff(diff, unexpected, accepted) }); err != nil {
-		return err
+		out.Differences = append(out.Differences, judgedDifference{d, named})
 	}
 	for i, a := range meant {
 		if !used[i] {
-			s.say("--accept: line %d names no difference that there is", a.line)
+			out.AcceptsNothing = append(out.AcceptsNothing, acceptLine{a.line, strings.Join([]string{a.kind, a.method, a.what, a.whose}, " ")})
 		}
+	}
+	return out
+}
+
+// showDiff prints what would change, and fails when some of it is not meant.
+func (s *session) showDiff(diff *admin.PolicyDiff, meant []acceptedDifference) error {
+	judged := judge(diff, meant)
+	unexpected := []admin.PolicyDifference{}
+	for _, d := range judged.Differences {
+		if !d.Accepted {
+			unexpected = append(unexpected, d.PolicyDifference)
+		}
+	}
+	if err := s.show(judged, func(p *page) { p.diff(diff, unexpected, judged.Accepted) }); err != nil {
+		return err
+	}
+	for _, a := range judged.AcceptsNothing {
+		s.say("--accept: line %d names no difference that there is", a.Line)
 	}
 	if diff.Requests == 0 {
 		s.say("nothing was recorded in that time, so nothing is known of what would change")
