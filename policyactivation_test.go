@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
@@ -235,6 +236,68 @@ func TestE2E_AnEditOfThePolicyDirectoryIsInForceOrRefused(t *testing.T) {
 	if _, err := m.client.ActivatePolicy(ctx, admin.PolicyActivate{Files: &files}); !errors.As(err, &refusal) || refusal.Code != "policy_origin" {
 		t.Errorf("activated beside a directory: %v", err)
 	}
+}
+
+// A good edit of a directory that all replicas watch is in force on each, and no answer is of
+// another policy than it says. How long that takes is printed, not judged: it is a test.
+func TestE2E_AnEditOfAWatchedDirectoryIsInForceOnEveryReplica(t *testing.T) {
+	dir := t.TempDir()
+	write := func(files map[string]string) {
+		t.Helper()
+		for name, text := range files {
+			path := filepath.Join(dir, name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			// As editors do: nobody sees half of it.
+			if err := os.WriteFile(path+"~", []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(path+"~", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(policyFiles(t, closedFridays()))
+	m := startManaged(t, func(env map[string]string) { env["KEYSTILE_POLICY_DIR"] = dir })
+	all := []*service{m.service}
+	for range 2 {
+		s := must(startService(context.WithoutCancel(t.Context()), m.cfg, newLogger(m.cfg, m.log)))
+		t.Cleanup(func() { _ = s.close() })
+		all = append(all, s)
+	}
+	says := map[string]string{all[0].policy.engine.Revision(): "closed"}
+	load := newPolicyLoad(t, all, m.cfg.KeyFormat)
+	const edits = 3
+	for n := range edits {
+		code := fmt.Sprintf("edited_%d", n)
+		changed := closedFridays()
+		for name, text := range changed {
+			changed[name] = strings.Replace(text, `"code": "closed"`, `"code": "`+code+`"`, 1)
+		}
+		before := all[0].policy.engine.Revision()
+		started := time.Now()
+		write(map[string]string{"keystile/rules/closed/closed.rego": changed["keystile/rules/closed/closed.rego"]})
+		var took []string
+		for _, s := range all {
+			awaitPolicy(t, "the edit is in force", func() bool { return s.policy.engine.Revision() != before })
+			took = append(took, time.Since(started).Round(time.Millisecond).String())
+		}
+		now := all[0].policy.engine.Revision()
+		for _, s := range all {
+			if r := s.policy.engine.Revision(); r != now {
+				t.Errorf("replicas decide by %s and %s", now, r)
+			}
+		}
+		says[now] = code
+		t.Logf("edit %d is in force on all of %d replicas within %v", n, len(all), took)
+		awaitPolicy(t, "answers are by it", func() bool {
+			load.mu.Lock()
+			defer load.mu.Unlock()
+			return load.answers[policyAnswer{now, code}] > 0
+		})
+	}
+	load.end(says)
 }
 
 // A service that comes up without Postgres does not decide by the built-in policy, which may
