@@ -49,7 +49,7 @@ func decisionLogDetails(l *decisionlog.Log) any {
 		return nil
 	}
 	h := l.Health()
-	return map[string]any{"written": h.Written, "dropped": h.Dropped, "hidden": h.Hidden, "waiting": h.Waiting, "failing": h.Failing}
+	return map[string]any{"written": h.Written, "dropped": h.Dropped, "unwanted": h.Unwanted, "hidden": h.Hidden, "waiting": h.Waiting, "failing": h.Failing}
 }
 
 // decisionFigures are those of the decision log, zero while it is off.
@@ -65,6 +65,7 @@ func decisionFigures(l *decisionlog.Log) []server.Figure {
 	return []server.Figure{
 		{Name: "decision_log_written_total", Help: "Decisions that the decision log has handed on.", Value: float64(h.Written)},
 		{Name: "decision_log_dropped_total", Help: "Decisions that the decision log has lost: its queue was full, or they were refused.", Value: float64(h.Dropped)},
+		{Name: "decision_log_unwanted_total", Help: "Decisions that the policy in force has not logged (data.system.log.drop).", Value: float64(h.Unwanted)},
 		{Name: "decision_log_hidden_total", Help: "Decisions logged without question and answer, because the mask did not tell what to hide.", Value: float64(h.Hidden)},
 		{Name: "decision_log_waiting", Help: "Decisions that wait in the decision log's queue.", Value: float64(h.Waiting)},
 		{Name: "decision_log_failing", Help: "1 while the decision log cannot be written.", Value: failing},

@@ -36,6 +36,7 @@ const (
 type Encoder interface {
 	// Encode returns JSON on one line, without its newline, and why question and answer
 	// are left out of it, "" when they are not. Called by one goroutine.
+	// Nil is a decision that is not to be logged.
 	Encode(ctx context.Context, r *authz.DecisionRecord) (event []byte, hidden string)
 }
 
@@ -66,7 +67,7 @@ type Log struct {
 	// bytes is about what waits in the queue.
 	bytes atomic.Int64
 
-	written, dropped, hidden atomic.Int64
+	written, dropped, hidden, unwanted atomic.Int64
 	// flying are those that the sink has been given and that are not done.
 	flying  atomic.Int64
 	failing atomic.Bool
@@ -121,8 +122,9 @@ func (l *Log) Decided(q *authz.Check, d *authz.Decision) {
 
 // Health tells what became of the decisions.
 type Health struct {
-	// Written were handed on, Dropped lost: one of the two becomes of every decision.
-	Written, Dropped int64
+	// Written were handed on, Dropped lost, and Unwanted are those that the policy has not logged:
+	// one of the three becomes of every decision.
+	Written, Dropped, Unwanted int64
 	// Hidden were handed on without question and answer, because the mask did not tell what to hide.
 	Hidden int64
 	// Waiting are in the queue.
@@ -134,7 +136,7 @@ type Health struct {
 // Health is safe for concurrent use.
 func (l *Log) Health() Health {
 	return Health{
-		Written: l.written.Load(), Dropped: l.dropped.Load(), Hidden: l.hidden.Load(), Waiting: len(l.queue), Failing: l.failing.Load(),
+		Written: l.written.Load(), Dropped: l.dropped.Load(), Hidden: l.hidden.Load(), Unwanted: l.unwanted.Load(), Waiting: len(l.queue), Failing: l.failing.Load(),
 	}
 }
 
@@ -206,17 +208,22 @@ func (l *Log) run() {
 // batch encodes a decision and those behind it, and waits for more as long as the sink says.
 func (l *Log) batch(r *authz.DecisionRecord, stopping bool) [][]byte {
 	var events [][]byte
-	size := 0
+	size, taken := 0, 0
 	add := func(r *authz.DecisionRecord) {
 		l.bytes.Add(-int64(r.Size()))
+		taken++
 		event, hidden := l.encoder.Encode(l.work, r)
+		if event == nil {
+			l.unwanted.Add(1)
+			return
+		}
 		if hidden != "" {
 			l.hidden.Add(1)
 			l.notices.hidden = hidden
 		}
 		events, size = append(events, event), size+len(event)
 	}
-	full := func() bool { return len(events) == maxBatch || size >= maxBatchBytes }
+	full := func() bool { return taken == maxBatch || size >= maxBatchBytes }
 	add(r)
 	var more <-chan time.Time
 	if linger := l.sink.Linger(); linger > 0 && !stopping {

@@ -87,6 +87,30 @@ func TestLog_ABlockedSinkStopsNobodyAndEveryLossIsCounted(t *testing.T) {
 	<-l.done
 }
 
+// selective leaves every third decision out.
+type selective struct{ n *int }
+
+func (s selective) Encode(context.Context, *authz.DecisionRecord) ([]byte, string) {
+	if *s.n++; *s.n%3 == 0 {
+		return nil, ""
+	}
+	return []byte(`{}`), ""
+}
+
+// A decision that is not to be logged is not, and is counted as that.
+func TestLog_WhatIsNotWantedIsNotWritten(t *testing.T) {
+	var out bytes.Buffer
+	l := New(selective{new(int)}, NewLines(&out), nil)
+	decide(l, 3*maxBatch) // before it writes
+	l.Start()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if h := l.Health(); h.Written != 2*maxBatch || h.Unwanted != maxBatch || h.Dropped != 0 || strings.Count(out.String(), "{}\n") != 2*maxBatch {
+		t.Errorf("%+v, %d lines", h, strings.Count(out.String(), "\n"))
+	}
+}
+
 func TestLog_LargeDecisionsAreBoundedByBytes(t *testing.T) {
 	l := quick(plainly{}, &sink{write: func(events [][]byte) (int, error) { return len(events), nil }})
 	q := &authz.Check{Path: strings.Repeat("x", 64<<10)}

@@ -66,7 +66,8 @@ type eventBundle struct {
 //
 // Input is what the policy saw, or would have seen: a decision made before policy is asked
 // has no path, and whatever is not known by then is empty in its input. Result is what was
-// answered, limits included.
+// answered, limits included. A decision that the policy does not want logged has no line: see
+// dropEntrypoint.
 func (e *EventEncoder) Encode(ctx context.Context, r *authz.DecisionRecord) (line []byte, hidden string) {
 	d := &r.Decision
 	out := event{
@@ -81,7 +82,10 @@ func (e *EventEncoder) Encode(ctx context.Context, r *authz.DecisionRecord) (lin
 	if d.AskedPolicy() {
 		out.Path = checkPath
 	}
-	hidden = e.fill(ctx, &out, r)
+	hidden, unwanted := e.fill(ctx, &out, r)
+	if unwanted {
+		return nil, ""
+	}
 	if hidden != "" {
 		out.Input, out.Result, out.Masked = nil, nil, nil
 		out.Erased = []string{"/" + partInput, "/" + partResult}
@@ -104,36 +108,39 @@ func (e *event) set(name string, value any) {
 	e.Custom[name] = value
 }
 
-// fill writes question and answer into out, masked.
-func (e *EventEncoder) fill(ctx context.Context, out *event, r *authz.DecisionRecord) (hidden string) {
+// fill writes question and answer into out, masked, unless the decision is not wanted at all.
+func (e *EventEncoder) fill(ctx context.Context, out *event, r *authz.DecisionRecord) (hidden string, unwanted bool) {
 	defer func() {
 		if recover() != nil {
-			hidden = hiddenError
+			hidden, unwanted = hiddenError, false
 		}
 	}()
 	s := e.snapshot()
 	if s == nil {
-		return hiddenNoPolicy
+		return hiddenNoPolicy, false
 	}
 	if s.revision != r.Decision.PolicyRevision {
 		out.set("mask_revision", s.revision)
 	}
 	input, err := e.engine.names.inputOf(r)
 	if err != nil {
-		return hiddenNoInput
+		return hiddenNoInput, false
 	}
 	result := answerOf(&r.Decision)
 	asked, err := out.term(input, result)
 	if err != nil {
-		return hiddenNoInput
+		return hiddenNoInput, false
+	}
+	if s.drops(ctx, asked, newDeadline(ctx, e.budget)) {
+		return "", true
 	}
 	ops, hidden := s.maskOf(ctx, asked, newDeadline(ctx, e.budget))
 	if hidden != "" {
-		return hidden
+		return hidden, false
 	}
 	question, err := ast.JSON(input.Value)
 	if err != nil {
-		return hiddenNoInput
+		return hiddenNoInput, false
 	}
 	parts := maskable{partInput: question, partResult: result}
 	out.Erased, out.Masked = parts.apply(ops)
@@ -143,7 +150,7 @@ func (e *EventEncoder) fill(ctx context.Context, out *event, r *authz.DecisionRe
 	if left, ok := parts[partResult]; ok {
 		out.Result = &left
 	}
-	return ""
+	return "", false
 }
 
 // snapshot is the one in force, with its large calls on the encoder's lane.

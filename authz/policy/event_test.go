@@ -52,6 +52,24 @@ func masking(t testing.TB, mask string) *Engine {
 	return NewEngine(mustLoad(t, files))
 }
 
+// What the policy does not want logged has no line; nothing but true says so.
+func TestEncode_WhatIsDroppedHasNoLineAndInDoubtThereIsOne(t *testing.T) {
+	for drop, dropped := range map[string]bool{
+		`drop if input.result.code == "insufficient_scope"`:         true,
+		`drop := input.input.request.method == "POST"`:              true,
+		`drop if input.result.allow`:                                false,
+		`default drop := false`:                                     false,
+		`drop := "true"`:                                            false,
+		"drop := true if input.decision_id\ndrop := false if input": false, // a conflict
+		`drop if to_number(input.input.request.path) > 0`:           false,
+	} {
+		line, hidden := patient(masking(t, "mask := set()\n\n"+drop), nil).Encode(t.Context(), decided(t))
+		if (line == nil) != dropped || hidden != "" {
+			t.Errorf("%s: %q, %s", drop, hidden, line)
+		}
+	}
+}
+
 // patient is an encoder that no busy machine hurries.
 func patient(e *Engine, labels map[string]string) *EventEncoder {
 	encoder := NewEventEncoder(e, labels)

@@ -33,6 +33,8 @@ type Snapshot struct {
 	admin    ast.Body
 	// mask is nil for a policy without one.
 	mask ast.Body
+	// drop is nil for a policy that has every decision logged.
+	drop ast.Body
 	// catalogue is what the data lists.
 	catalogue authz.Catalogue
 	// templates are the catalogue's routes, as far as its data lists them.
@@ -50,7 +52,7 @@ func (s *Snapshot) in(l *lane) *Snapshot {
 // Revision is the Source's.
 func (s *Snapshot) Revision() string { return s.revision }
 
-// The entry points that every policy must have; see maskEntrypoint for the one that it may.
+// The entry points that every policy must have; see maskEntrypoint and dropEntrypoint for those that it may.
 const (
 	checkEntrypoint = "data.keystile.check.decision"
 	adminEntrypoint = "data.keystile.admin.decision"
@@ -139,8 +141,11 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 	if s.admin, err = prepare(compiler, adminEntrypoint); err != nil {
 		return nil, err
 	}
-	if len(compiler.GetRulesExact(ast.MustParseRef(maskEntrypoint))) > 0 {
-		if s.mask, err = prepare(compiler, maskEntrypoint); err != nil {
+	for entrypoint, to := range map[string]*ast.Body{maskEntrypoint: &s.mask, dropEntrypoint: &s.drop} {
+		if len(compiler.GetRulesExact(ast.MustParseRef(entrypoint))) == 0 {
+			continue
+		}
+		if *to, err = prepare(compiler, entrypoint); err != nil {
 			return nil, err
 		}
 	}

@@ -13,9 +13,12 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
-// maskEntrypoint says what of a decision is not logged. It is the one entry point that a
-// policy may lack: then nothing of question and answer is logged.
+// maskEntrypoint says what of a decision is not logged. A policy may lack it: then nothing of question and answer is logged.
 const maskEntrypoint = "data.system.log.mask"
+
+// dropEntrypoint says which decisions are not logged at all, where it is true. A policy may lack
+// it, too: then all are logged.
+const dropEntrypoint = "data.system.log.drop"
 
 // maxMaskOps is how many paths a mask may name.
 const maxMaskOps = 10_000
@@ -58,6 +61,16 @@ func (s *Snapshot) maskOf(ctx context.Context, event *ast.Term, d *deadline) (op
 		return nil, hiddenNotMask
 	}
 	return ops, ""
+}
+
+// drops tells whether the snapshot does not want an event logged. Nothing but the boolean true
+// says so: in doubt it is logged, as OPA does.
+func (s *Snapshot) drops(ctx context.Context, event *ast.Term, d *deadline) bool {
+	if s.drop == nil {
+		return false
+	}
+	value, err := s.run(ctx, s.drop, event, d)
+	return err == nil && !d.over && value != nil && value.Compare(ast.Boolean(true)) == 0
 }
 
 // whereOf is the place of an evaluation's error. Its message is not told: it may quote what
