@@ -317,6 +317,10 @@ func (v configValues) checkTogether(c Config, need configNeed) []error {
 			}
 		}
 	}
+	if c.UsageDaysRetention < c.UsageRetention {
+		problems = append(problems, fmt.Errorf("%sUSAGE_DAYS_RETENTION (%s) must not be below %sUSAGE_RETENTION (%s): days are added up from hours",
+			configPrefix, c.UsageDaysRetention, configPrefix, c.UsageRetention))
+	}
 	if need >= needsDatabase {
 		require("database_url")
 	}

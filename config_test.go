@@ -145,6 +145,7 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 		"KEYSTILE_LOG_FORMAT=json", "KEYSTILE_DEPLOYMENT=dev", "KEYSTILE_POLICY_DIR=/etc/keystile",
 		"KEYSTILE_TLS_CERT=/c", "KEYSTILE_TLS_KEY=/k", "KEYSTILE_TLS_CLIENT_CA=/a", "KEYSTILE_DECISION_LOG=https://siem.example/logs",
 		"KEYSTILE_DECISION_LOG_TOKEN=t", "KEYSTILE_DECISIONS_KEPT_FOR=0", "KEYSTILE_DECISIONS_KEPT_SAMPLE=0", "KEYSTILE_DECISIONS_KEPT_NETWORK=false",
+		"KEYSTILE_USAGE_RETENTION=24h", "KEYSTILE_USAGE_DAYS_RETENTION=26280h", "KEYSTILE_USAGE_NETWORK=full",
 	), need: needsService}.load()
 	if err != nil {
 		t.Fatal(err)
@@ -156,13 +157,13 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 	got := []any{
 		c.KeyFormat == mustKeyFormat(t, "acme2"), c.OnLimiterOutage, c.StaleMax, c.PublicURL.String(), c.Opaque401,
 		c.LogLevel, c.LogFormat, c.Deployment, c.PolicyDir, c.TLSCert, c.TLSKey, c.TLSClientCA,
-		c.DecisionLog, c.DecisionLogToken, c.Decisions,
+		c.DecisionLog, c.DecisionLogToken, c.Decisions, c.UsageRetention, c.UsageDaysRetention, c.UsageNetwork,
 	}
 	if diff := cmp.Diff([]any{
 		true, authz.LimiterClosed, 24 * time.Hour, "https://auth.example/base", true,
 		slog.LevelDebug, "json", "dev", "/etc/keystile", "/c", "/k", "/a",
 		"https://siem.example/logs", "t",
-		store.DecisionsKept{NoNetworks: true},
+		store.DecisionsKept{NoNetworks: true}, 24 * time.Hour, 3 * 365 * 24 * time.Hour, store.UsageNetworkFull,
 	}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -198,6 +199,10 @@ func TestConfig_WrongValuesAreRefusedByName(t *testing.T) {
 		"KEYSTILE_DECISIONS_KEPT_FOR":     {"7", "1m", "721h", "-1h"},
 		"KEYSTILE_DECISIONS_KEPT_SAMPLE":  {"-1", "0.1", "1000001", "all"},
 		"KEYSTILE_DECISIONS_KEPT_NETWORK": {"no"},
+		// Usage; days are kept for at least as long as the hours that they are added up from.
+		"KEYSTILE_USAGE_RETENTION":      {"90", "23h", "9601h"},
+		"KEYSTILE_USAGE_DAYS_RETENTION": {"400", "24h", "2159h", "26281h"},
+		"KEYSTILE_USAGE_NETWORK":        {"none", "/24", "Full", "false"},
 		// What this version has no part for must not be ignored.
 		"KEYSTILE_GRPC_LISTEN":   {"127.0.0.1:1"},
 		"KEYSTILE_PUBLIC_LISTEN": {"127.0.0.1:1"},

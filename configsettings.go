@@ -137,8 +137,17 @@ func settings() []setting {
 			parse: parseDuration(time.Second, 24*time.Hour, func(c *Config) *time.Duration { return &c.StaleMax }),
 		},
 		{
-			name: "usage_retention", form: "duration between 24h and 9600h (400 days): for how long usage, and with it recorded requests, is kept",
+			name: "usage_retention", form: "duration between 24h and 9600h (400 days): for how long usage by the hour, and with it recorded requests, is kept",
 			fallback: "2160h", parse: parseDuration(24*time.Hour, 9600*time.Hour, func(c *Config) *time.Duration { return &c.UsageRetention }),
+		},
+		{
+			name: "usage_days_retention", form: "duration between 24h and 26280h (three years), not below usage_retention: for how long usage by the day and by network is kept",
+			fallback: "9600h", parse: parseDuration(24*time.Hour, 26280*time.Hour, func(c *Config) *time.Duration { return &c.UsageDaysRetention }),
+		},
+		{
+			name: "usage_network", form: "truncated (/24, /48), full or off: what usage keeps of the clients' addresses", fallback: string(store.UsageNetworkTruncated),
+			parse: parseEnum(func(c *Config) *store.UsageNetwork { return &c.UsageNetwork },
+				store.UsageNetworkTruncated, store.UsageNetworkFull, store.UsageNetworkOff),
 		},
 		{name: "public_url", form: "absolute http or https URL without query", parse: parsePublicURL},
 		{name: "realm", form: "printable ASCII without quotes", fallback: "api", parse: parseRealm},
@@ -366,7 +375,10 @@ type Config struct {
 	PolicyBundlePoll             time.Duration
 	StateDir                     string
 	OnLimiterOutage              authz.LimiterMode
-	StaleMax, UsageRetention     time.Duration
+	StaleMax                     time.Duration
+	UsageRetention               time.Duration
+	UsageDaysRetention           time.Duration
+	UsageNetwork                 store.UsageNetwork
 	PublicURL                    *url.URL
 	Realm                        string
 	Opaque401                    bool

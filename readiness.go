@@ -19,7 +19,7 @@ func (s *service) readiness() server.Readiness {
 		Details: map[string]any{
 			"store": map[string]any{
 				"known": st.Known, "revision": st.Revision, "cached_keys": st.CachedKeys, "cached_key_bytes": st.CachedKeyBytes,
-				"lookup_statements": st.Lookups, "live_replicas": st.LiveReplicas, "put_back": st.PutBack, "dropped_uses": st.DroppedUses,
+				"lookup_statements": st.Lookups, "live_replicas": st.LiveReplicas, "put_back": st.PutBack,
 				"contact_age_seconds": st.ContactAge.Round(time.Millisecond).Seconds(),
 			},
 			"limiter": limiter,
@@ -148,7 +148,6 @@ func figures(st store.Health, limiter ratelimit.Health) []server.Figure {
 		{Name: "store_contact_age_seconds", Help: "Time since Postgres last confirmed what is in memory.", Value: st.ContactAge.Seconds()},
 		{Name: "store_put_back_total", Help: "Times that the database was put back to an earlier state.", Value: float64(st.PutBack)},
 		{Name: "store_lookup_statements_total", Help: "Statements that looked keys up.", Value: float64(st.Lookups)},
-		{Name: "store_dropped_uses_total", Help: "Last uses of secrets that found no place while they could not be written.", Value: float64(st.DroppedUses)},
 		{Name: "usage_counted_total", Help: "Decisions that were counted.", Value: float64(st.CountedUsage)},
 		{Name: "usage_stored_total", Help: "Counted decisions that are in Postgres.", Value: float64(st.StoredUsage)},
 		{Name: "usage_dropped_total", Help: "Counted decisions that found no place while they could not be written.", Value: float64(st.DroppedUsage)},

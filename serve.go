@@ -100,7 +100,8 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	}
 	s.store, err = store.Open(ctx, store.Options{
 		URL: cfg.DatabaseURL, Peppers: cfg.Peppers, StaleMax: cfg.StaleMax, Deployment: cfg.Deployment,
-		UsageRetention: cfg.UsageRetention, Decisions: cfg.Decisions, Logger: log,
+		UsageRetention: cfg.UsageRetention, UsageDaysRetention: cfg.UsageDaysRetention, UsageNetwork: cfg.UsageNetwork,
+		Decisions: cfg.Decisions, Logger: log,
 	})
 	if err != nil {
 		return dependencyError(err)
@@ -120,7 +121,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 		recorders = append(recorders, s.decisions)
 	}
 	checker, err := authz.NewChecker(authz.CheckerOptions{
-		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Uses: s.store, Decisions: recorders,
+		Keys: s.store, Policy: engine, Limiter: s.limiter, Clock: s.store.Clock(), Decisions: recorders,
 		Realm: cfg.Realm, Opaque401: cfg.Opaque401,
 	})
 	if err != nil {

@@ -125,8 +125,6 @@ type CheckerOptions struct {
 	Policy  PolicyEvaluator
 	Limiter Limiter
 	Clock   Clock
-	// Uses is told which keys are used; nil for nobody.
-	Uses UseRecorder
 	// Decisions are told what was decided; none for nobody.
 	Decisions []DecisionRecorder
 	// Realm is named in challenges; default "api". Printable ASCII without quotes.
@@ -144,7 +142,6 @@ type Checker struct {
 	policy    PolicyEvaluator
 	limiter   Limiter
 	clock     Clock
-	uses      UseRecorder
 	decisions []DecisionRecorder
 	realm     string
 	opaque401 bool
@@ -169,7 +166,7 @@ func NewChecker(o CheckerOptions) (*Checker, error) {
 	}
 	return &Checker{
 		budget: o.Budget,
-		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, uses: o.Uses, decisions: o.Decisions, realm: o.Realm, opaque401: o.Opaque401,
+		keys:   o.Keys, policy: o.Policy, limiter: o.Limiter, clock: o.Clock, decisions: o.Decisions, realm: o.Realm, opaque401: o.Opaque401,
 	}, nil
 }
 
@@ -199,9 +196,6 @@ func (c *Checker) Check(ctx context.Context, q *Check) (*Decision, error) {
 func (c *Checker) decide(ctx context.Context, q *Check, d *Decision) error {
 	if passed, err := c.resolve(ctx, q, d); !passed {
 		return err
-	}
-	if c.uses != nil {
-		c.uses.Used(d.Key, d.Secret, d.at)
 	}
 	d.warnOfExpiry(d.at)
 	verdict, err := c.policy.Evaluate(ctx, d.Key, q)

@@ -112,9 +112,6 @@ type KeySecret struct {
 	// ExpiresAt ends this secret, for example after a rotation's grace; zero means never.
 	ExpiresAt time.Time
 	RevokedAt time.Time
-
-	// Seen is set by the UseRecorder alone, which keeps there when it last took note.
-	Seen atomic.Int64
 }
 
 // Caller is a backend service that asks for checks. A read Caller is never changed

@@ -44,14 +44,6 @@ type CallerReader interface {
 	FindCaller(ctx context.Context, hash SecretHash) (*Caller, error)
 }
 
-// UseRecorder takes note of keys that are used. It is implemented by the store.
-type UseRecorder interface {
-	// Used is told of each check that presented a secret which works, whatever policy
-	// and limits then say. It must not block, and only s.Seen is ever set.
-	// Called by Checker alone, concurrently.
-	Used(k *Key, s *KeySecret, at time.Time)
-}
-
 // DecisionRecorder takes note of what was decided. It is implemented by the store and by
 // authz/decisionlog.
 type DecisionRecorder interface {

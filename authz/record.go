@@ -12,12 +12,15 @@ func (d *Decision) At() time.Time { return d.at }
 
 // AskedPolicy tells whether policy was asked. It is not about a key that is not known, or
 // that Go alone denies.
-func (d *Decision) AskedPolicy() bool {
-	switch d.Code {
+func (d *Decision) AskedPolicy() bool { return d.Key != nil && d.Code.AskedPolicy() }
+
+// AskedPolicy tells whether policy was asked, of a decision about a key that is known.
+func (c Code) AskedPolicy() bool {
+	switch c {
 	case "", CodeKeyMissing, CodeKeyMalformed, CodeKeyUnknown, CodeKeyRevoked, CodeKeyExpired, CodeKeyDisabled, CodeOrganizationSuspended:
 		return false
 	}
-	return d.Key != nil
+	return true
 }
 
 // DecisionRecord is a decision with its question, kept after both are gone. Nothing of it

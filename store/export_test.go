@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/supportstation/keystile/authz"
 )
 
@@ -15,6 +17,7 @@ const (
 
 	MaxUnmatchedShapes = maxUnmatchedShapes
 	UnmatchedKept      = unmatchedKept
+	MaxKeyNetworks     = maxKeyNetworks
 	MaxDecisionsOfOne  = maxDecisionsOfOne
 )
 
@@ -77,11 +80,22 @@ func MigrateDown(ctx context.Context, at DatabaseURL) error {
 	return err
 }
 
-// FlushUses writes the last uses now.
-func (s *Store) FlushUses(ctx context.Context) error { return s.flushUses(ctx) }
-
 // FlushUsage writes what was counted.
 func (s *Store) FlushUsage(ctx context.Context) error { return s.flushUsage(ctx) }
+
+// RollUp adds days up, of so many keys at a time.
+func (s *Store) RollUp(ctx context.Context, now time.Time, keysAtOnce int) error {
+	return s.rollUp(ctx, now, keysAtOnce)
+}
+
+// RollUpDay adds one day up, with something to do before it is done.
+func (s *Store) RollUpDay(ctx context.Context, day time.Time, before func()) error {
+	return s.tending(ctx, func(tx *sqlx.Tx) error {
+		err := rollUpDay(ctx, tx, day.Format(time.DateOnly), 10)
+		before()
+		return err
+	})
+}
 
 // TendUsage looks after what is kept of usage.
 func (s *Store) TendUsage(ctx context.Context) error { return s.tendUsage(ctx) }

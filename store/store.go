@@ -4,6 +4,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -37,8 +38,12 @@ type Options struct {
 	KeyCacheBytes uint64
 	// Deployment must equal what the database is marked as; "" is an ordinary one.
 	Deployment string
-	// UsageRetention is for how long usage is kept; 0 means DefaultUsageRetention.
-	UsageRetention time.Duration
+	// UsageRetention is for how long usage is kept by the hour, UsageDaysRetention by the day
+	// and by network; 0 means DefaultUsageRetention, DefaultUsageDaysRetention. The second is
+	// never the shorter one.
+	UsageRetention, UsageDaysRetention time.Duration
+	// UsageNetwork is what usage keeps of end clients' addresses.
+	UsageNetwork UsageNetwork
 	// Decisions tells which decisions are kept.
 	Decisions DecisionsKept
 	// Logger gets what an operator should know; nil discards it. No secret is logged.
@@ -72,15 +77,15 @@ type Store struct {
 	shadow        atomic.Pointer[PolicyShadow]
 	shadowChanged chan struct{}
 	rehash        *rehashQueue
-	uses          *uses
 	usage         *usage
 	// usageBatches are on their way, guarded by usageWriting.
 	usageBatches []*usageBatch
 	usageWriting sync.Mutex
-	// usageRetention is for how long usage is kept.
-	usageRetention time.Duration
-	decisions      *decisions
-	replica        replica
+	// usageRetention is for how long usage is kept, by the hour and by the day.
+	usageRetention, usageDaysRetention time.Duration
+	usageNetwork                       UsageNetwork
+	decisions                          *decisions
+	replica                            replica
 
 	// applied is the revision up to which every change is applied, appliedMark its mark,
 	// guarded by syncing.
@@ -172,13 +177,13 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		rehash: newRehashQueue(), uses: newUses(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
+		rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
 		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1), shadowChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
-	if s.usageRetention = o.UsageRetention; s.usageRetention == 0 {
-		s.usageRetention = DefaultUsageRetention
-	}
+	s.usageRetention = cmp.Or(o.UsageRetention, DefaultUsageRetention)
+	s.usageDaysRetention = max(cmp.Or(o.UsageDaysRetention, DefaultUsageDaysRetention), s.usageRetention)
+	s.usageNetwork = o.UsageNetwork
 	if s.staleMax == 0 {
 		s.staleMax = DefaultStaleMax
 	}
@@ -222,7 +227,7 @@ func (s *Store) follows(from source, budget time.Duration) {
 // start follows changes, and does what else is to be done, until the store is closed.
 func (s *Store) start(ctx context.Context, tasks ...func(context.Context)) {
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, task := range append(tasks, s.follow, s.rehashSecrets, s.recordUses, s.recordUsage) {
+	for _, task := range append(tasks, s.follow, s.rehashSecrets, s.recordUsage) {
 		s.followed.Go(func() { task(ctx) })
 	}
 }
@@ -355,8 +360,6 @@ type Health struct {
 	LiveReplicas int
 	// PutBack counts the times that the database was put back to an earlier state.
 	PutBack int64
-	// DroppedUses counts the last uses that found no place while Postgres was away.
-	DroppedUses int64
 	// CountedUsage, StoredUsage and DroppedUsage are in decisions: what was counted and is
 	// neither stored nor dropped waits to be written.
 	CountedUsage, StoredUsage, DroppedUsage int64
@@ -369,7 +372,7 @@ func (s *Store) Health() Health {
 	degraded, _, lost := s.freshness()
 	h := Health{
 		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
-		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), DroppedUses: s.uses.dropped.Load(),
+		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(),
 		// In this order: what is told is never more than what was counted.
 		StoredUsage: s.usage.stored.Load(), DroppedUsage: s.usage.dropped.Load(),
 		KeptDecisions: s.decisions.written.Load(), DroppedDecisions: s.decisions.dropped.Load(),

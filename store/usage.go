@@ -2,6 +2,7 @@ package store
 
 import (
 	"hash/maphash"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -14,7 +15,7 @@ const (
 	// usageShards bounds how many checks count at a time without waiting for each other.
 	usageShards = 64
 	// maxUsageCounts bounds what is counted apart, while Postgres is away also in many
-	// hours: about 500 B each.
+	// hours: about 600 B each.
 	maxUsageCounts = 100_000
 	// usageIdle is after how many times that it was written, and had counted nothing, a
 	// count is forgotten.
@@ -41,7 +42,27 @@ type usageKey struct {
 }
 
 // usageCount is how often since it was last written, and how many times that was not at all.
-type usageCount struct{ n, idle int64 }
+type usageCount struct {
+	n, idle int64
+	// networks say where from; together they are n.
+	networks networkCounts
+	uses     useTimes
+}
+
+// add counts one.
+func (c *usageCount) add(u *usage, k *usageKey, from sighting) {
+	c.n++
+	c.networks.add(&u.networks, k, from.network)
+	c.uses.add(from)
+}
+
+// sighting is where from and when a decision was asked for.
+type sighting struct {
+	// network is zero when none is kept.
+	network netip.Prefix
+	// at is in milliseconds since 1970.
+	at int64
+}
 
 // usage counts decisions in memory until they are written. Safe for concurrent use.
 type usage struct {
@@ -50,6 +71,7 @@ type usage struct {
 	// size is how many counts there are in all shards.
 	size      atomic.Int64
 	unmatched unmatched
+	networks  knownNetworks
 
 	// stored and dropped are in decisions. What was counted and is neither waits.
 	stored, dropped atomic.Int64
@@ -66,6 +88,7 @@ type usageShard struct {
 
 func newUsage() *usage {
 	u := &usage{seed: maphash.MakeSeed()}
+	u.networks.seed = u.seed
 	for i := range u.shards {
 		u.shards[i].counts = make(map[usageKey]*usageCount)
 	}
@@ -92,7 +115,7 @@ func (s *Store) count(q *authz.Check, d *authz.Decision) {
 		valid := slices.DeleteFunc(slices.Clone(d.Required), func(s authz.Scope) bool { return !s.Valid() })
 		k.scopes = strings.Join(texts(valid), " ")
 	}
-	s.usage.add(&k)
+	s.usage.add(&k, sighting{s.usageNetwork.of(q.ClientIP), d.ID.Time().UnixMilli()})
 }
 
 // usageSpot is what spreads counts over shards: one key's are together.
@@ -101,25 +124,25 @@ type usageSpot struct {
 	caller authz.CallerID
 }
 
-func (u *usage) add(k *usageKey) {
+func (u *usage) add(k *usageKey, from sighting) {
 	shard := &u.shards[maphash.Comparable(u.seed, usageSpot{k.key, k.caller})%usageShards]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	shard.counted++
 	if c := shard.counts[*k]; c != nil {
-		c.n++
+		c.add(u, k, from)
 		return
 	}
-	u.addNew(shard, *k)
+	u.addNew(shard, *k, from)
 }
 
 // addNew counts what has no count yet. What there is no room for is counted with less
 // detail, or else dropped, and that is told.
-func (u *usage) addNew(shard *usageShard, k usageKey) {
+func (u *usage) addNew(shard *usageShard, k usageKey, from sighting) {
 	if u.size.Load() >= maxUsageCounts || k.shape.Unmatched() && !u.unmatched.holds(k.organization, k.hour/24, k.shape) {
 		k.shape, k.scopes = authz.CollapsedShape(), ""
 		if c := shard.counts[k]; c != nil {
-			c.n++
+			c.add(u, &k, from)
 			return
 		}
 	}
@@ -130,7 +153,9 @@ func (u *usage) addNew(shard *usageShard, k usageKey) {
 	u.size.Add(1)
 	keep(&k.shape)
 	k.scopes = strings.Clone(k.scopes)
-	shard.counts[k] = &usageCount{n: 1}
+	c := &usageCount{}
+	c.add(u, &k, from)
+	shard.counts[k] = c
 }
 
 // keep has a shape's texts be its own: a request's are parts of its body, which must not stay.
@@ -161,7 +186,10 @@ func (u *usage) counted() int64 {
 type usageRow struct {
 	usageKey
 
-	n int64
+	// n is 0 where only a use is told.
+	n        int64
+	networks []networkCount
+	use      keyUse
 }
 
 // take returns what was counted since the last time, and counts on from nothing; hour is the
@@ -172,13 +200,17 @@ func (u *usage) take(hour int64) []usageRow {
 		shard := &u.shards[i]
 		shard.mu.Lock()
 		for k, c := range shard.counts {
+			over := k.hour < hour
+			use, told := c.uses.take(c.n == 0 || over)
+			if c.n > 0 || told {
+				rows = append(rows, usageRow{k, c.n, c.networks.take(&u.networks), use})
+			}
 			if c.n > 0 {
-				rows = append(rows, usageRow{k, c.n})
 				c.n, c.idle = 0, 0
 			} else {
 				c.idle++
 			}
-			if c.idle > usageIdle || k.hour < hour {
+			if c.idle > usageIdle || over {
 				delete(shard.counts, k)
 				u.size.Add(-1)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +23,8 @@ type counter struct {
 	caller *authz.Caller
 	keys   []*authz.Key
 	secret *authz.KeySecret
+	// from is the clients' address.
+	from netip.Addr
 }
 
 func newCounter(s *store.Store, keys int) *counter {
@@ -49,7 +52,7 @@ func (c *counter) count(t testing.TB, key int, route, path string, at time.Time)
 }
 
 func (c *counter) question(method, path string) *authz.Check {
-	q := &authz.Check{Caller: c.caller, Presented: authz.PresentHash(authz.SecretHash{1}), Cost: 1}
+	q := &authz.Check{Caller: c.caller, Presented: authz.PresentHash(authz.SecretHash{1}), ClientIP: c.from, Cost: 1}
 	q.SetRequest(method, path)
 	return q
 }

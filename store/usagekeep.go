@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	// DefaultUsageRetention is for how long usage is kept.
-	DefaultUsageRetention = 90 * 24 * time.Hour
+	// DefaultUsageRetention is for how long usage is kept by the hour, and
+	// DefaultUsageDaysRetention by the day and by network.
+	DefaultUsageRetention     = 90 * 24 * time.Hour
+	DefaultUsageDaysRetention = 400 * 24 * time.Hour
 	// keepUsageEvery is how often a replica looks after what is kept.
 	keepUsageEvery = time.Hour
 	// batchesKept is for how long a batch may be written again: much longer than a store
@@ -56,24 +58,35 @@ func (s *Store) keepUsage(ctx context.Context) {
 // another one cannot be: whoever may not make tables leaves everything in the default one.
 func (s *Store) tendUsage(ctx context.Context) error {
 	now := s.clock.Now().UTC()
-	horizon := now.Add(-s.usageRetention)
-	return errors.Join(
-		s.tending(ctx, func(tx *sqlx.Tx) error { return tendPartitions(ctx, tx, now, horizon) }),
+	kept := usageKept{now, now.Add(-s.usageRetention), now.Add(-s.usageDaysRetention)}
+	var errs []error
+	for _, table := range usageTables {
+		// One at a time: who writes takes all of them, in an order of its own.
+		errs = append(errs, s.tending(ctx, func(tx *sqlx.Tx) error { return table.tend(ctx, tx, kept) }))
+	}
+	return errors.Join(append(errs,
 		s.tending(ctx, func(tx *sqlx.Tx) error { return collapseUnmatched(ctx, tx, now.Truncate(24*time.Hour)) }),
-		s.tending(ctx, func(tx *sqlx.Tx) error { return forgetUsage(ctx, tx, now, horizon) }),
-	)
+		s.rollUp(ctx, now, rollUpKeys), // of shapes as they are now
+		s.tending(ctx, func(tx *sqlx.Tx) error { return forgetUsage(ctx, tx, kept) }),
+	)...)
 }
+
+// usageKept is since when usage is kept.
+type usageKept struct{ now, hours, days time.Time }
 
 // forgetUsage takes away what no partition takes with it. A month is kept until all of it is
 // older than the horizon.
-func forgetUsage(ctx context.Context, tx *sqlx.Tx, now, horizon time.Time) error {
+func forgetUsage(ctx context.Context, tx *sqlx.Tx, kept usageKept) error {
 	for _, old := range []struct {
 		sql string
 		at  time.Time
 	}{
-		{`DELETE FROM usage_hours_default WHERE hour < $1`, horizon},
-		{`DELETE FROM usage_shapes WHERE seen_on < $1::date`, horizon.AddDate(0, -1, -2)},
-		{`DELETE FROM usage_batches WHERE written_at < $1`, now.Add(-batchesKept)},
+		{`DELETE FROM usage_hours_default WHERE hour < $1`, kept.hours},
+		{`DELETE FROM usage_days_default WHERE day < $1::date`, kept.days},
+		{`DELETE FROM usage_networks_default WHERE day < $1::date`, kept.days},
+		{`DELETE FROM usage_days_done WHERE day < $1::date`, kept.days.AddDate(0, -1, -2)},
+		{`DELETE FROM usage_shapes WHERE seen_on < $1::date`, kept.days.AddDate(0, -1, -2)},
+		{`DELETE FROM usage_batches WHERE written_at < $1`, kept.now.Add(-batchesKept)},
 	} {
 		if _, err := tx.ExecContext(ctx, old.sql, old.at); err != nil {
 			return err //nolint:wrapcheck // tending does
@@ -129,6 +142,10 @@ func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, today time.Time) error 
 			WHERE EXISTS (SELECT FROM moved)
 			ON CONFLICT (id) DO UPDATE SET seen_on = excluded.seen_on
 			RETURNING id
+		), changed AS (
+			INSERT INTO usage_days_done AS d (day)
+			SELECT DISTINCT (hour AT TIME ZONE 'UTC')::date AS day FROM moved ORDER BY day
+			ON CONFLICT (day) DO UPDATE SET rolled_at = NULL WHERE d.rolled_at IS NOT NULL
 		)
 		INSERT INTO usage_hours AS u (hour, organization_id, key_id, secret_id, caller_id, shape_id, code, requests)
 		SELECT m.hour, m.organization_id, m.key_id, m.secret_id, m.caller_id, shape.id, m.code, sum(m.requests)
@@ -139,27 +156,41 @@ func collapseUnmatched(ctx context.Context, tx *sqlx.Tx, today time.Time) error 
 	return err //nolint:wrapcheck // tending does
 }
 
-// tendPartitions makes the partitions of this month and the next, and drops those that are
-// older than the horizon. A month that has begun without one stays in the default partition.
-func tendPartitions(ctx context.Context, tx *sqlx.Tx, now, horizon time.Time) error {
+// usageTables are those with a partition a month; column is what they are parted by.
+//
+//nolint:gochecknoglobals // a constant, were arrays constant
+var usageTables = [...]usageTable{{"usage_hours", "hour"}, {"usage_days", "day"}, {"usage_networks", "day"}}
+
+type usageTable struct{ name, column string }
+
+// partition is a month's, as a time's layout.
+func (t usageTable) partition() string { return t.name + "_2006_01" }
+
+// tend makes the partitions of this month and the next, and drops those that are older than
+// the horizon. A month that has begun without one stays in the default partition.
+func (t usageTable) tend(ctx context.Context, tx *sqlx.Tx, kept usageKept) error {
 	// Whoever writes usage waits for this lock, and is not to wait long for whoever reads.
 	if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
 		return err //nolint:wrapcheck // tending does
 	}
+	horizon := kept.days
+	if t.column == "hour" {
+		horizon = kept.hours
+	}
 	var partitions []string
 	err := tx.SelectContext(ctx, &partitions, `
-		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'usage_hours'::regclass`)
+		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass`, t.name)
 	if err != nil {
 		return err //nolint:wrapcheck // tending does
 	}
-	month := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
+	month := time.Date(kept.now.Year(), kept.now.Month(), 1, 0, 0, 0, 0, time.UTC)
 	for _, from := range []time.Time{month, month.AddDate(0, 1, 0)} {
-		name, to := from.Format(partitionName), from.AddDate(0, 1, 0)
+		name, to := from.Format(t.partition()), from.AddDate(0, 1, 0)
 		if slices.Contains(partitions, name) {
 			continue
 		}
 		var begun bool
-		err := tx.GetContext(ctx, &begun, `SELECT EXISTS (SELECT FROM usage_hours_default WHERE hour >= $1 AND hour < $2)`, from, to)
+		err := tx.GetContext(ctx, &begun, fmt.Sprintf(`SELECT EXISTS (SELECT FROM %[1]s_default WHERE %[2]s >= $1 AND %[2]s < $2)`, t.name, t.column), from, to)
 		if err != nil {
 			return err //nolint:wrapcheck // tending does
 		}
@@ -167,13 +198,13 @@ func tendPartitions(ctx context.Context, tx *sqlx.Tx, now, horizon time.Time) er
 			continue
 		}
 		if _, err := tx.ExecContext(ctx, fmt.Sprintf(
-			`CREATE TABLE %s PARTITION OF usage_hours FOR VALUES FROM ('%s') TO ('%s') WITH (fillfactor = 80)`,
-			name, from.Format(time.RFC3339), to.Format(time.RFC3339))); err != nil {
+			`CREATE TABLE %s PARTITION OF %s FOR VALUES FROM ('%s') TO ('%s') WITH (fillfactor = 80)`,
+			name, t.name, from.Format(time.RFC3339), to.Format(time.RFC3339))); err != nil {
 			return err //nolint:wrapcheck // tending does
 		}
 	}
 	for _, name := range partitions {
-		from, err := time.Parse(partitionName, name)
+		from, err := time.Parse(t.partition(), name)
 		if err != nil || from.AddDate(0, 1, 0).After(horizon) {
 			continue // the default one, or one with something to keep
 		}
@@ -183,6 +214,3 @@ func tendPartitions(ctx context.Context, tx *sqlx.Tx, now, horizon time.Time) er
 	}
 	return nil
 }
-
-// partitionName is a month's, as a time's layout.
-const partitionName = "usage_hours_2006_01"

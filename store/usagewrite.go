@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -19,7 +20,7 @@ import (
 )
 
 const (
-	// maxUsageAtOnce bounds one statement.
+	// maxUsageAtOnce bounds the rows of one table in one statement, give or take one count's.
 	maxUsageAtOnce = 5_000
 	// lastUsageLimit bounds the last writing of a store that is closed: as much as waits at
 	// most takes a second or two.
@@ -89,14 +90,16 @@ func isBadData(err error) bool {
 
 func batchesOf(rows []usageRow) []*usageBatch {
 	var batches []*usageBatch
-	for len(rows) > 0 {
-		part := rows[:min(len(rows), maxUsageAtOnce)]
-		rows = rows[len(part):]
-		batch := &usageBatch{id: newBatchID(), rows: part}
-		for _, r := range part {
-			batch.n += r.n
+	var batch *usageBatch
+	room := 0
+	for _, r := range rows {
+		if room <= 0 {
+			batch, room = &usageBatch{id: newBatchID()}, maxUsageAtOnce
+			batches = append(batches, batch)
 		}
-		batches = append(batches, batch)
+		batch.rows = append(batch.rows, r)
+		batch.n += r.n
+		room -= max(1, len(r.networks))
 	}
 	return batches
 }
@@ -115,33 +118,75 @@ func (s *Store) writeUsage(ctx context.Context, batch *usageBatch) error {
 	if err != nil {
 		return err
 	}
-	hoursText, err := json.Marshal(hours)
-	if err != nil {
-		return err //nolint:wrapcheck // writeBatches does
+	secrets, scopes := useRecords(batch.rows)
+	args := []any{batch.id, s.hoursHorizon()}
+	for _, records := range []any{shapes, hours, networkRecords(batch.rows), secrets, scopes} {
+		text, err := json.Marshal(records)
+		if err != nil {
+			return err //nolint:wrapcheck // writeBatches does
+		}
+		args = append(args, string(text))
 	}
-	shapesText, err := json.Marshal(shapes)
-	if err != nil {
-		return err //nolint:wrapcheck // writeBatches does
-	}
-	// In the order of their keys, so that replicas do not wait for each other in a circle.
-	_, err = s.manage.ExecContext(ctx, `
-		WITH batch AS (
-			INSERT INTO usage_batches (id, written_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING id
-		), shapes AS (
-			INSERT INTO usage_shapes AS s
-			SELECT r.*, (clock_timestamp() AT TIME ZONE 'UTC')::date FROM json_to_recordset($2::json) AS r(`+usageShapeColumns+`)
-			WHERE EXISTS (SELECT FROM batch) ORDER BY id
-			ON CONFLICT (id) DO UPDATE SET seen_on = excluded.seen_on WHERE s.seen_on < excluded.seen_on
-		)
-		INSERT INTO usage_hours AS u (hour, organization_id, key_id, secret_id, caller_id, shape_id, code, requests)
-		SELECT to_timestamp(hour), organization_id, key_id, secret_id, caller_id, shape_id, code, requests
-		FROM json_to_recordset($3::json) AS r(hour bigint, organization_id uuid, key_id uuid, secret_id uuid, caller_id uuid,
+	_, err = s.manage.ExecContext(ctx, writeUsageSQL, args...)
+	return err //nolint:wrapcheck // writeBatches looks at it
+}
+
+// writeUsageSQL writes each table in the order of its keys, so that replicas do not wait for each other in a
+// circle. A day that was over before is to be added up anew, see rollUp: whoever is at it holds the
+// day's row until the end.
+const writeUsageSQL = `
+	WITH batch AS (
+		INSERT INTO usage_batches (id, written_at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING id
+	), hours AS (
+		SELECT r.* FROM json_to_recordset($4::json) AS r(hour bigint, organization_id uuid, key_id uuid, secret_id uuid, caller_id uuid,
 			shape_id uuid, code text, requests bigint)
 		WHERE EXISTS (SELECT FROM batch)
-		ORDER BY hour, key_id, shape_id, caller_id, secret_id, code
-		ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`,
-		batch.id, string(shapesText), string(hoursText))
-	return err //nolint:wrapcheck // writeBatches looks at it
+	), late AS (
+		INSERT INTO usage_days_done AS d (day)
+		SELECT DISTINCT (to_timestamp(hour) AT TIME ZONE 'UTC')::date AS day FROM hours
+		WHERE to_timestamp(hour) >= $2 AND to_timestamp(hour) < date_trunc('day', clock_timestamp(), 'UTC') ORDER BY day
+		ON CONFLICT (day) DO UPDATE SET rolled_at = NULL WHERE d.rolled_at IS NOT NULL
+	), shapes AS (
+		INSERT INTO usage_shapes AS s
+		SELECT r.*, (clock_timestamp() AT TIME ZONE 'UTC')::date FROM json_to_recordset($3::json) AS r(` + usageShapeColumns + `)
+		WHERE EXISTS (SELECT FROM batch) ORDER BY id
+		ON CONFLICT (id) DO UPDATE SET seen_on = excluded.seen_on WHERE s.seen_on < excluded.seen_on
+	), networks AS (
+		INSERT INTO usage_networks AS n (day, organization_id, key_id, scopes, network, allowed, requests)
+		SELECT day, organization_id, key_id, scopes, network, allowed, requests
+		FROM json_to_recordset($5::json) AS r(day date, organization_id uuid, key_id uuid, scopes text, network cidr, allowed boolean, requests bigint)
+		WHERE EXISTS (SELECT FROM batch)
+		ORDER BY key_id, day, network, scopes, allowed
+		ON CONFLICT (key_id, day, network, scopes, allowed) DO UPDATE SET requests = n.requests + excluded.requests
+	), secrets AS (
+		INSERT INTO secret_uses AS u (secret_id, key_id, first_used_at, used_at, caller_id, network)
+		SELECT secret_id, key_id, to_timestamp(first_at), to_timestamp(at), caller_id, network
+		FROM json_to_recordset($6::json) AS r(secret_id uuid, key_id uuid, first_at float8, at float8, caller_id uuid, network cidr)
+		WHERE EXISTS (SELECT FROM batch) ORDER BY secret_id
+		ON CONFLICT (secret_id) DO UPDATE SET
+			first_used_at = CASE WHEN u.first_used_at IS NOT NULL THEN LEAST(u.first_used_at, excluded.first_used_at) END,
+			used_at = GREATEST(u.used_at, excluded.used_at),
+			caller_id = CASE WHEN excluded.used_at >= u.used_at THEN excluded.caller_id ELSE u.caller_id END,
+			network = CASE WHEN excluded.used_at >= u.used_at THEN excluded.network ELSE u.network END
+	), scopes AS (
+		INSERT INTO scope_uses AS u (key_id, scope, first_used_at, used_at, caller_id, network)
+		SELECT key_id, scope, to_timestamp(first_at), to_timestamp(at), caller_id, network
+		FROM json_to_recordset($7::json) AS r(key_id uuid, scope text, first_at float8, at float8, caller_id uuid, network cidr)
+		WHERE EXISTS (SELECT FROM batch) ORDER BY key_id, scope
+		ON CONFLICT (key_id, scope) DO UPDATE SET
+			first_used_at = LEAST(u.first_used_at, excluded.first_used_at),
+			used_at = GREATEST(u.used_at, excluded.used_at),
+			caller_id = CASE WHEN excluded.used_at >= u.used_at THEN excluded.caller_id ELSE u.caller_id END,
+			network = CASE WHEN excluded.used_at >= u.used_at THEN excluded.network ELSE u.network END
+	)
+	INSERT INTO usage_hours AS u (hour, organization_id, key_id, secret_id, caller_id, shape_id, code, requests)
+	SELECT to_timestamp(hour), organization_id, key_id, secret_id, caller_id, shape_id, code, requests FROM hours
+	ORDER BY hour, key_id, shape_id, caller_id, secret_id, code
+	ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`
+
+// hoursHorizon is since when whole days of usage_hours are there: what is older is going.
+func (s *Store) hoursHorizon() time.Time {
+	return s.clock.Now().UTC().Add(-s.usageRetention).Truncate(24*time.Hour).AddDate(0, 0, 1)
 }
 
 // usageShapeColumns are those of usage_shapes, in their order, but for the last.
@@ -180,6 +225,39 @@ type usageShapeRecord struct {
 	Scopes               []string            `json:"scopes"`
 }
 
+type usageNetworkRecord struct {
+	Day            string `json:"day"`
+	OrganizationID string `json:"organization_id"`
+	KeyID          string `json:"key_id"`
+	Scopes         string `json:"scopes"`
+	Network        string `json:"network"`
+	Allowed        bool   `json:"allowed"`
+	Requests       int64  `json:"requests"`
+}
+
+// networkRecords are the networks of rows, whatever else tells the rows apart.
+func networkRecords(rows []usageRow) []*usageNetworkRecord {
+	type named struct {
+		day, key, scopes string
+		network          netip.Prefix
+		allowed          bool
+	}
+	known, all := map[named]*usageNetworkRecord{}, []*usageNetworkRecord{}
+	for i := range rows {
+		r := &rows[i]
+		day, key := time.Unix(r.hour*3600, 0).UTC().Format(time.DateOnly), uuidOrZero(r.key)
+		for _, c := range r.networks {
+			name := named{day, key, r.scopes, c.network, r.code == authz.CodeAllowed}
+			if known[name] == nil {
+				known[name] = &usageNetworkRecord{day, uuidOrZero(r.organization), key, r.scopes, c.network.String(), name.allowed, 0}
+				all = append(all, known[name])
+			}
+			known[name].Requests += c.n
+		}
+	}
+	return all
+}
+
 // usageRecords are the rows as Postgres takes them, and the shapes that they name.
 func usageRecords(rows []usageRow) ([]usageHourRecord, []usageShapeRecord, error) {
 	type shaped struct {
@@ -189,6 +267,9 @@ func usageRecords(rows []usageRow) ([]usageHourRecord, []usageShapeRecord, error
 	known := map[shaped]string{{}: noUUID}
 	hours, shapes := make([]usageHourRecord, 0, len(rows)), []usageShapeRecord{}
 	for _, r := range rows {
+		if r.n == 0 {
+			continue
+		}
 		of := shaped{r.shape, r.scopes}
 		id, ok := known[of]
 		if !ok {

@@ -1,129 +1,112 @@
 package store
 
 import (
-	"context"
-	"encoding/json"
-	"log/slog"
-	"sync"
-	"sync/atomic"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
 )
 
-// When secrets were last used stands in a table of its own: a key's row must not
+// When secrets and scopes were last used stands in tables of its own: a key's row must not
 // change, and wake every replica, because the key was used.
-const (
-	// useEvery is how exact the last use is: a secret is noted once in that time.
-	useEvery = 10 * time.Second
-	// maxPendingUses bounds what waits while Postgres does not answer, and
-	// maxUsesAtOnce one statement.
-	maxPendingUses = 100_000
-	maxUsesAtOnce  = 5_000
-)
 
-var _ authz.UseRecorder = (*Store)(nil)
+// useEvery is how exact the last use is while there are more; once there are none for a
+// second it is exact.
+const useEvery = 10 * time.Second
 
-// use is the last use of a secret.
-type use struct {
-	key authz.KeyID
-	at  time.Time
+// useTimes are those of what one count counts, in milliseconds since 1970.
+type useTimes struct {
+	// first is the first one that was not told, last the last one, told the last that was.
+	first, last, told int64
+	// network is that of the last.
+	network netip.Prefix
 }
 
-// uses holds what is to be written. Safe for concurrent use.
-type uses struct {
-	mu      sync.Mutex
-	pending map[authz.SecretID]use
-	dropped atomic.Int64
+// keyUse is a use that is told: the first and the last since the one before. The zero keyUse is none.
+type keyUse struct {
+	first, last int64
+	network     netip.Prefix
 }
 
-func newUses() *uses { return &uses{pending: make(map[authz.SecretID]use)} }
-
-// Used implements authz.UseRecorder: an atomic load, but for the first use in ten
-// seconds.
-func (s *Store) Used(k *authz.Key, secret *authz.KeySecret, at time.Time) {
-	slot := at.Unix() / int64(useEvery/time.Second)
-	if secret.Seen.Load() == slot || secret.Seen.Swap(slot) == slot {
-		return
+func (t *useTimes) add(from sighting) {
+	if t.first == 0 || from.at < t.first {
+		t.first = from.at
 	}
-	s.uses.add(secret.ID, use{k.ID, at})
-}
-
-func (u *uses) add(id authz.SecretID, what use) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	earlier, known := u.pending[id]
-	switch {
-	case known && !earlier.at.Before(what.at):
-	case !known && len(u.pending) >= maxPendingUses:
-		u.dropped.Add(1)
-	default:
-		u.pending[id] = what
+	if from.at >= t.last {
+		t.last, t.network = from.at, from.network
 	}
 }
 
-// take returns some of what is pending, and holds it no more.
-func (u *uses) take() map[authz.SecretID]use {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if len(u.pending) <= maxUsesAtOnce {
-		all := u.pending
-		u.pending = make(map[authz.SecretID]use)
-		return all
+// take tells the use: when it is time again, or at the end of a series.
+func (t *useTimes) take(end bool) (use keyUse, told bool) {
+	if t.last == t.told || !end && t.last-t.told < useEvery.Milliseconds() {
+		return keyUse{}, false
 	}
-	some := make(map[authz.SecretID]use, maxUsesAtOnce)
-	for id, what := range u.pending {
-		if len(some) == maxUsesAtOnce {
-			break
+	use = keyUse{t.first, t.last, t.network}
+	t.told, t.first = t.last, 0
+	return use, true
+}
+
+// useRecord is the use of a secret, or of a scope, as Postgres takes it.
+type useRecord struct {
+	KeyID    string  `json:"key_id"`
+	SecretID string  `json:"secret_id,omitempty"`
+	Scope    string  `json:"scope,omitempty"`
+	FirstAt  float64 `json:"first_at"`
+	At       float64 `json:"at"`
+	CallerID *string `json:"caller_id"`
+	Network  *string `json:"network"`
+}
+
+// merge keeps the first and the last of both.
+func (r *useRecord) merge(other *useRecord) {
+	if first := min(r.FirstAt, other.FirstAt); other.At > r.At {
+		*r = *other
+		r.FirstAt = first
+	} else {
+		r.FirstAt = first
+	}
+}
+
+// useRecords are the uses that rows tell: of secrets that work, whatever policy and limits
+// then said, and of the scopes that allowed requests needed.
+func useRecords(rows []usageRow) (secrets, scopes []*useRecord) {
+	secrets, scopes = []*useRecord{}, []*useRecord{}
+	type named struct{ id, scope string }
+	known := map[named]*useRecord{}
+	for i := range rows {
+		r := &rows[i]
+		if r.use == (keyUse{}) || r.key.IsZero() || r.secret.IsZero() || !r.code.AskedPolicy() {
+			continue
 		}
-		some[id] = what
-		delete(u.pending, id)
-	}
-	return some
-}
-
-// recordUses writes until ctx ends, and what is left then.
-func (s *Store) recordUses(ctx context.Context) {
-	record(ctx, flushEvery, s.flushUses, func(err error) {
-		s.log.Warn("the last uses of keys cannot be written; they wait", slog.Any("error", err))
-	}, func(ctx context.Context) {
-		flushLast(ctx, lastFlushLimit, s.flushUses, func(err error) {
-			s.log.Warn("the last uses of some keys could not be written", slog.Any("error", err))
-		})
-	})
-}
-
-// flushUses writes what is pending. What cannot be written comes back.
-func (s *Store) flushUses(ctx context.Context) error {
-	for batch := s.uses.take(); len(batch) > 0; batch = s.uses.take() {
-		if err := s.writeUses(ctx, batch); err != nil {
-			for id, what := range batch {
-				s.uses.add(id, what)
+		use := useRecord{KeyID: uuidOrZero(r.key), FirstAt: float64(r.use.first) / 1000, At: float64(r.use.last) / 1000}
+		if !r.caller.IsZero() {
+			id := uuidOrZero(r.caller)
+			use.CallerID = &id
+		}
+		if n := r.use.network; n.IsValid() && n != noNetwork {
+			text := n.String()
+			use.Network = &text
+		}
+		note := func(list *[]*useRecord, name named, use useRecord) {
+			if before := known[name]; before != nil {
+				before.merge(&use)
+				return
 			}
-			return err
+			known[name] = &use
+			*list = append(*list, &use)
+		}
+		ofSecret := use
+		ofSecret.SecretID = uuidOrZero(r.secret)
+		note(&secrets, named{id: ofSecret.SecretID}, ofSecret)
+		if r.code != authz.CodeAllowed {
+			continue
+		}
+		for _, scope := range strings.Fields(r.scopes) {
+			use.Scope = scope
+			note(&scopes, named{use.KeyID, scope}, use)
 		}
 	}
-	return nil
-}
-
-func (s *Store) writeUses(ctx context.Context, batch map[authz.SecretID]use) error {
-	type record struct {
-		Secret any       `json:"secret"`
-		Key    any       `json:"key"`
-		At     time.Time `json:"at"`
-	}
-	records := make([]record, 0, len(batch))
-	for id, what := range batch {
-		records = append(records, record{uuid(id), uuid(what.key), what.at})
-	}
-	text, err := json.Marshal(records)
-	if err != nil {
-		return translate("write the last uses", err)
-	}
-	// In the order of their ids, so that replicas do not wait for each other in a circle.
-	_, err = s.manage.ExecContext(ctx, `
-		INSERT INTO secret_uses (secret_id, key_id, used_at)
-		SELECT secret, key, at FROM json_to_recordset($1::json) AS r(secret uuid, key uuid, at timestamptz) ORDER BY secret
-		ON CONFLICT (secret_id) DO UPDATE SET used_at = GREATEST(secret_uses.used_at, excluded.used_at)`, string(text))
-	return translate("write the last uses", err)
+	return secrets, scopes
 }

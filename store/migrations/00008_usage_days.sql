@@ -15,6 +15,7 @@ CREATE TABLE usage_days (
 ) PARTITION BY RANGE (day);
 CREATE TABLE usage_days_default PARTITION OF usage_days DEFAULT;
 CREATE INDEX usage_days_organization ON usage_days (organization_id, day);
+CREATE INDEX usage_days_day ON usage_days USING brin (day);
 
 -- Which days usage_days tells. Days are added up in their order, those without usage too; one
 -- that has changed since has a NULL, and usage_hours tells it until it is added up anew.
@@ -38,6 +39,7 @@ CREATE TABLE usage_networks (
 ) PARTITION BY RANGE (day);
 CREATE TABLE usage_networks_default PARTITION OF usage_networks DEFAULT;
 CREATE INDEX usage_networks_organization ON usage_networks (organization_id, day);
+CREATE INDEX usage_networks_day ON usage_networks USING brin (day);
 
 -- When each scope of a key was first and last exercised: by allowed requests that needed it.
 CREATE TABLE scope_uses (
