@@ -88,6 +88,9 @@ func accessRows(w *world) []accessRow {
 
 		{operation: "listScopes", path: "/v1/scopes", own: all, foreign: all, readOnly: true},
 		{operation: "getDecision", path: "/v1/decisions/" + w.keptDecision(w.acme), own: all, foreign: gone, readOnly: true},
+		{operation: "getOrganizationUsage", path: o + "/usage", own: all, foreign: gone, readOnly: true},
+		{operation: "getOrganizationKeyUsage", path: inOrg + "/usage", own: all, foreign: gone, readOnly: true},
+		{operation: "getKeyUsage", path: alone + "/usage", own: all, foreign: gone, readOnly: true},
 		{operation: "listReplicas", path: "/v1/replicas", own: none, foreign: none, readOnly: true},
 
 		{operation: "getPolicy", path: "/v1/policy", own: none, foreign: none, readOnly: true},

@@ -23,15 +23,12 @@ func (m *management) GetDecision(ctx context.Context, in api.GetDecisionRequestO
 }
 
 func toKeptDecision(d *manage.Decision) api.KeptDecision {
-	out := api.KeptDecision{
+	return api.KeptDecision{
 		ID: d.ID.String(), At: d.At.UTC(), Allow: d.Code == authz.CodeAllowed, Code: string(d.Code), Status: d.Status, Title: d.Code.Title(),
 		OrganizationID: optionalID(d.Organization), KeyID: optionalID(d.Key), SecretID: optionalID(d.Secret), CallerID: optionalID(d.Caller),
 		Environment: optional(string(d.Environment)), Method: optional(d.Method), Route: optional(d.Route), Action: optional(d.Action),
 		Reasons: words[string](d.Reasons), RequiredScopes: words[string](d.Required), MissingScopes: words[string](d.Missing),
 		PolicyRevision: optional(d.PolicyRevision), Degraded: words[api.KeptDecisionDegraded](d.Degraded), Browser: d.Browser,
+		Network: optionalNetwork(d.Network),
 	}
-	if d.Network.IsValid() {
-		out.Network = optional(d.Network.String())
-	}
-	return out
 }

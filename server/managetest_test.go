@@ -133,7 +133,7 @@ func newWorld(t testing.TB, options ...worldOption) *world {
 	}
 	t.Cleanup(func() { _ = w.db.Close() })
 	engine, p := shippedPolicy(t), newParts()
-	checker, err := authz.NewChecker(authz.CheckerOptions{Keys: w.store, Policy: engine, Limiter: p, Clock: w.store.Clock()})
+	checker, err := authz.NewChecker(authz.CheckerOptions{Keys: w.store, Policy: engine, Limiter: p, Clock: w.store.Clock(), Decisions: []authz.DecisionRecorder{w.store}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -122,6 +122,11 @@ type Reader interface {
 	Recorded(ctx context.Context, t Tenant, f RecordedFilter, each func(authz.Recorded) error) error
 	RecordedRequests(ctx context.Context, t Tenant, f RecordedFilter) (int64, error)
 
+	// Usage tells what was asked of an organization's keys, or of one: nothing where the
+	// organization is not within. Series has the steps in which something was asked, Secrets all
+	// secrets that are known of, Scopes those that were used.
+	Usage(ctx context.Context, t Tenant, f UsageFilter) (*Usage, error)
+
 	// Decision finds a decision that is kept. Those of no organization are within Everyone alone.
 	Decision(ctx context.Context, t Tenant, id authz.DecisionID) (*Decision, error)
 

@@ -222,6 +222,20 @@ func (c *Client) GetDecision(ctx context.Context, dec string) (*KeptDecision, er
 	return decode[KeptDecision](c.api.GetDecision(ctx, id(dec)))
 }
 
+// OrganizationUsage tells what was asked of an organization's keys.
+func (c *Client) OrganizationUsage(ctx context.Context, org string, wanted GetOrganizationUsageParams) (*Usage, error) {
+	return decode[Usage](c.api.GetOrganizationUsage(ctx, id(org), &wanted))
+}
+
+// KeyUsage tells what was asked of a key, of an organization or of any when it is "".
+func (c *Client) KeyUsage(ctx context.Context, org, key string, wanted GetKeyUsageParams) (*Usage, error) {
+	if org == "" {
+		return decode[Usage](c.api.GetKeyUsage(ctx, id(key), &wanted))
+	}
+	own := GetOrganizationKeyUsageParams(wanted)
+	return decode[Usage](c.api.GetOrganizationKeyUsage(ctx, id(org), id(key), &own))
+}
+
 // Replicas returns the replicas, and how far each has applied changes.
 func (c *Client) Replicas(ctx context.Context) (*ReplicaList, error) {
 	return decode[ReplicaList](c.api.ListReplicas(ctx))

@@ -489,6 +489,24 @@ func (e Role) Valid() bool {
 	}
 }
 
+// Defines values for UsageStep.
+const (
+	UsageByDay  UsageStep = "day"
+	UsageByHour UsageStep = "hour"
+)
+
+// Valid indicates whether the value is a known member of the UsageStep enum.
+func (e UsageStep) Valid() bool {
+	switch e {
+	case UsageByDay:
+		return true
+	case UsageByHour:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListAuditLogParamsOrder.
 const (
 	ListAuditLogParamsOrderNewest ListAuditLogParamsOrder = "newest"
@@ -1580,6 +1598,230 @@ type Token struct {
 	ID        string     `json:"id"`
 }
 
+// Usage defines model for Usage.
+type Usage struct {
+	// At As of when.
+	At      time.Time    `json:"at"`
+	Callers UsageCallers `json:"callers"`
+
+	// CountedSince The first moment that is known of; what is before it was not asked, or is forgotten. null while nothing was counted.
+	CountedSince *time.Time `json:"counted_since"`
+
+	// Covers The part of the window that is known of; null for none.
+	Covers *UsageCover `json:"covers"`
+
+	// Denied By reason, the most frequent first; limited ones among them.
+	Denied []UsageCode `json:"denied"`
+
+	// Key null for an organization.
+	Key *UsageSubject `json:"key"`
+
+	// Keys null for a key.
+	Keys *UsageKeys `json:"keys"`
+
+	// Networks Of the end clients, of the days (UTC) that the window touches.
+	Networks       UsageNetworks `json:"networks"`
+	OrganizationID string        `json:"organization_id"`
+
+	// Rotation The secrets of a key that works with more than one; else null.
+	Rotation *UsageRotation `json:"rotation"`
+	Routes   UsageRoutes    `json:"routes"`
+
+	// Scopes Those that a key has, and those that it used.
+	Scopes []UsageScope `json:"scopes"`
+
+	// Series A point for each step, also where nothing was asked.
+	Series []UsagePoint `json:"series"`
+	Since  time.Time    `json:"since"`
+	Step   UsageStep    `json:"step"`
+	Totals UsageCounts  `json:"totals"`
+	Until  time.Time    `json:"until"`
+
+	// UnusedScopes Those that the key has and no allowed request of the window needed.
+	UnusedScopes []string `json:"unused_scopes"`
+}
+
+// UsageCaller defines model for UsageCaller.
+type UsageCaller struct {
+	Allowed int64   `json:"allowed"`
+	Denied  int64   `json:"denied"`
+	ID      *string `json:"id"`
+	Limited int64   `json:"limited"`
+
+	// Name null for one that is not there any more.
+	Name     *string `json:"name"`
+	Requests int64   `json:"requests"`
+}
+
+// UsageCallers defines model for UsageCallers.
+type UsageCallers struct {
+	Items []UsageCaller `json:"items"`
+	Rest  UsageRest     `json:"rest"`
+}
+
+// UsageCode defines model for UsageCode.
+type UsageCode struct {
+	Code     string `json:"code"`
+	Requests int64  `json:"requests"`
+	Title    string `json:"title"`
+}
+
+// UsageCounts defines model for UsageCounts.
+type UsageCounts struct {
+	Allowed int64 `json:"allowed"`
+
+	// Denied Limited ones among them.
+	Denied int64 `json:"denied"`
+
+	// Limited Denied because a limit was used up.
+	Limited  int64 `json:"limited"`
+	Requests int64 `json:"requests"`
+}
+
+// UsageCover defines model for UsageCover.
+type UsageCover struct {
+	// Days To one decimal.
+	Days  float64   `json:"days"`
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
+
+// UsageKey defines model for UsageKey.
+type UsageKey struct {
+	Allowed     int64   `json:"allowed"`
+	Denied      int64   `json:"denied"`
+	Environment *string `json:"environment"`
+	ID          string  `json:"id"`
+	Limited     int64   `json:"limited"`
+	Name        *string `json:"name"`
+	Requests    int64   `json:"requests"`
+}
+
+// UsageKeys defines model for UsageKeys.
+type UsageKeys struct {
+	Items []UsageKey `json:"items"`
+	Rest  UsageRest  `json:"rest"`
+}
+
+// UsageLastUse defines model for UsageLastUse.
+type UsageLastUse struct {
+	At         time.Time `json:"at"`
+	CallerID   *string   `json:"caller_id"`
+	CallerName *string   `json:"caller_name"`
+
+	// FirstAt The first use; null where it is not known.
+	FirstAt *time.Time `json:"first_at"`
+	Network *string    `json:"network"`
+}
+
+// UsageNetwork defines model for UsageNetwork.
+type UsageNetwork struct {
+	Allowed int64 `json:"allowed"`
+	Denied  int64 `json:"denied"`
+
+	// Network null for addresses that the caller did not tell.
+	Network  *string `json:"network"`
+	Requests int64   `json:"requests"`
+}
+
+// UsageNetworks Of the end clients, of the days (UTC) that the window touches.
+type UsageNetworks struct {
+	Items []UsageNetwork `json:"items"`
+	Rest  UsageRest      `json:"rest"`
+}
+
+// UsagePoint defines model for UsagePoint.
+type UsagePoint struct {
+	Allowed  int64     `json:"allowed"`
+	At       time.Time `json:"at"`
+	Denied   int64     `json:"denied"`
+	Limited  int64     `json:"limited"`
+	Requests int64     `json:"requests"`
+}
+
+// UsageRest defines model for UsageRest.
+type UsageRest struct {
+	// Requests How many requests are not of those listed.
+	Requests int64 `json:"requests"`
+
+	// Rows How many more there are that can be told apart.
+	Rows int `json:"rows"`
+}
+
+// UsageRotation defines model for UsageRotation.
+type UsageRotation struct {
+	// RecentSince The full hour before this one, from its start.
+	RecentSince time.Time `json:"recent_since"`
+
+	// Secrets Newest first.
+	Secrets []UsageSecret `json:"secrets"`
+}
+
+// UsageRoute defines model for UsageRoute.
+type UsageRoute struct {
+	// Action Of a request without a path.
+	Action   *string `json:"action"`
+	Allowed  int64   `json:"allowed"`
+	Denied   int64   `json:"denied"`
+	Limited  int64   `json:"limited"`
+	Method   *string `json:"method"`
+	Requests int64   `json:"requests"`
+
+	// Route The template, or a path with _ for what may tell one request from the next.
+	Route *string `json:"route"`
+}
+
+// UsageRoutes defines model for UsageRoutes.
+type UsageRoutes struct {
+	Items []UsageRoute `json:"items"`
+	Rest  UsageRest    `json:"rest"`
+}
+
+// UsageScope defines model for UsageScope.
+type UsageScope struct {
+	// Granted The key has it.
+	Granted bool `json:"granted"`
+
+	// LastUse Whenever it was, by an allowed request; null for never.
+	LastUse *UsageLastUse `json:"last_use"`
+
+	// Requests Allowed requests of the window that needed it.
+	Requests int64  `json:"requests"`
+	Scope    string `json:"scope"`
+}
+
+// UsageSecret defines model for UsageSecret.
+type UsageSecret struct {
+	CreatedAt time.Time     `json:"created_at"`
+	ExpiresAt *time.Time    `json:"expires_at"`
+	Hint      string        `json:"hint"`
+	ID        string        `json:"id"`
+	LastUse   *UsageLastUse `json:"last_use"`
+
+	// RecentRequests From recent_since on.
+	RecentRequests int64    `json:"recent_requests"`
+	RecentShare    *float64 `json:"recent_share"`
+
+	// Requests In the window.
+	Requests int64 `json:"requests"`
+
+	// Share Of the requests of these secrets, 0 to 1; null without any.
+	Share *float64 `json:"share"`
+}
+
+// UsageStep defines model for UsageStep.
+type UsageStep string
+
+// UsageSubject defines model for UsageSubject.
+type UsageSubject struct {
+	Environment Environment `json:"environment"`
+
+	// Hint Of the newest secret that works.
+	Hint *string `json:"hint"`
+	ID   string  `json:"id"`
+	Name string  `json:"name"`
+}
+
 // AdminID defines model for AdminID.
 type AdminID = string
 
@@ -1612,6 +1854,18 @@ type OrganizationID = string
 
 // SecretID defines model for SecretID.
 type SecretID = string
+
+// Since defines model for Since.
+type Since = time.Time
+
+// Step defines model for Step.
+type Step = UsageStep
+
+// Top defines model for Top.
+type Top = int
+
+// Until defines model for Until.
+type Until = time.Time
 
 // ListAdminsParams defines parameters for ListAdmins.
 type ListAdminsParams struct {
@@ -1753,6 +2007,22 @@ type RevokeKeySecretParams struct {
 	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
 	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetKeyUsageParams defines parameters for GetKeyUsage.
+type GetKeyUsageParams struct {
+	// Since From then on; seven days before until by default.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Until then; now by default.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
+	// Step What requests are added up by: at most 31 days by the hour, 1,100 by the day (UTC). By default by the hour up to
+	// eight days.
+	Step *Step `form:"step,omitempty" json:"step,omitempty"`
+
+	// Top How many rows each list has at most.
+	Top *Top `form:"top,omitempty" json:"top,omitempty"`
 }
 
 // ListOrganizationsParams defines parameters for ListOrganizations.
@@ -1906,6 +2176,38 @@ type RevokeOrganizationKeySecretParams struct {
 	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
 	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetOrganizationKeyUsageParams defines parameters for GetOrganizationKeyUsage.
+type GetOrganizationKeyUsageParams struct {
+	// Since From then on; seven days before until by default.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Until then; now by default.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
+	// Step What requests are added up by: at most 31 days by the hour, 1,100 by the day (UTC). By default by the hour up to
+	// eight days.
+	Step *Step `form:"step,omitempty" json:"step,omitempty"`
+
+	// Top How many rows each list has at most.
+	Top *Top `form:"top,omitempty" json:"top,omitempty"`
+}
+
+// GetOrganizationUsageParams defines parameters for GetOrganizationUsage.
+type GetOrganizationUsageParams struct {
+	// Since From then on; seven days before until by default.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Until then; now by default.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
+	// Step What requests are added up by: at most 31 days by the hour, 1,100 by the day (UTC). By default by the hour up to
+	// eight days.
+	Step *Step `form:"step,omitempty" json:"step,omitempty"`
+
+	// Top How many rows each list has at most.
+	Top *Top `form:"top,omitempty" json:"top,omitempty"`
 }
 
 // ActivatePolicyParams defines parameters for ActivatePolicy.
@@ -2244,6 +2546,15 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/keys/{key}/secrets/{secret}/revoke (the `RevokeKeySecret` operationId).
 	RevokeKeySecret(ctx context.Context, key KeyID, secret SecretID, params *RevokeKeySecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetKeyUsage Tell what was asked of a key, by its id alone
+	//
+	// Requests are counted with each decision, written once a second, and kept by the hour
+	// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+	// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+	//
+	// Corresponds with GET /v1/keys/{key}/usage (the `GetKeyUsage` operationId).
+	GetKeyUsage(ctx context.Context, key KeyID, params *GetKeyUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListOrganizations List organizations, newest first; organization roles see their own
 	//
 	// Corresponds with GET /v1/organizations (the `ListOrganizations` operationId).
@@ -2383,6 +2694,24 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke (the `RevokeOrganizationKeySecret` operationId).
 	RevokeOrganizationKeySecret(ctx context.Context, org OrganizationID, key KeyID, secret SecretID, params *RevokeOrganizationKeySecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOrganizationKeyUsage Tell what was asked of a key
+	//
+	// Requests are counted with each decision, written once a second, and kept by the hour
+	// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+	// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+	//
+	// Corresponds with GET /v1/organizations/{org}/keys/{key}/usage (the `GetOrganizationKeyUsage` operationId).
+	GetOrganizationKeyUsage(ctx context.Context, org OrganizationID, key KeyID, params *GetOrganizationKeyUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOrganizationUsage Tell what was asked of an organization's keys
+	//
+	// Requests are counted with each decision, written once a second, and kept by the hour
+	// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+	// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+	//
+	// Corresponds with GET /v1/organizations/{org}/usage (the `GetOrganizationUsage` operationId).
+	GetOrganizationUsage(ctx context.Context, org OrganizationID, params *GetOrganizationUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
 	//
@@ -2929,6 +3258,25 @@ func (c *endpoints) RevokeKeySecret(ctx context.Context, key KeyID, secret Secre
 	return c.Client.Do(req)
 }
 
+// GetKeyUsage Tell what was asked of a key, by its id alone
+//
+// Requests are counted with each decision, written once a second, and kept by the hour
+// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+//
+// Corresponds with GET /v1/keys/{key}/usage (the `GetKeyUsage` operationId).
+func (c *endpoints) GetKeyUsage(ctx context.Context, key KeyID, params *GetKeyUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetKeyUsageRequest(c.Server, key, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListOrganizations List organizations, newest first; organization roles see their own
 //
 // Corresponds with GET /v1/organizations (the `ListOrganizations` operationId).
@@ -3269,6 +3617,44 @@ func (c *endpoints) RotateOrganizationKey(ctx context.Context, org OrganizationI
 // Corresponds with POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke (the `RevokeOrganizationKeySecret` operationId).
 func (c *endpoints) RevokeOrganizationKeySecret(ctx context.Context, org OrganizationID, key KeyID, secret SecretID, params *RevokeOrganizationKeySecretParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRevokeOrganizationKeySecretRequest(c.Server, org, key, secret, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOrganizationKeyUsage Tell what was asked of a key
+//
+// Requests are counted with each decision, written once a second, and kept by the hour
+// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+//
+// Corresponds with GET /v1/organizations/{org}/keys/{key}/usage (the `GetOrganizationKeyUsage` operationId).
+func (c *endpoints) GetOrganizationKeyUsage(ctx context.Context, org OrganizationID, key KeyID, params *GetOrganizationKeyUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOrganizationKeyUsageRequest(c.Server, org, key, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOrganizationUsage Tell what was asked of an organization's keys
+//
+// Requests are counted with each decision, written once a second, and kept by the hour
+// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+//
+// Corresponds with GET /v1/organizations/{org}/usage (the `GetOrganizationUsage` operationId).
+func (c *endpoints) GetOrganizationUsage(ctx context.Context, org OrganizationID, params *GetOrganizationUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOrganizationUsageRequest(c.Server, org, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4832,6 +5218,103 @@ func NewRevokeKeySecretRequest(server string, key KeyID, secret SecretID, params
 	return req, nil
 }
 
+// NewGetKeyUsageRequest constructs an http.Request for the GetKeyUsage method
+func NewGetKeyUsageRequest(server string, key KeyID, params *GetKeyUsageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/keys/%s/usage", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Step != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "step", *params.Step, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Top != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "top", *params.Top, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListOrganizationsRequest constructs an http.Request for the ListOrganizations method
 func NewListOrganizationsRequest(server string, params *ListOrganizationsParams) (*http.Request, error) {
 	var err error
@@ -6089,6 +6572,207 @@ func NewRevokeOrganizationKeySecretRequest(server string, org OrganizationID, ke
 	return req, nil
 }
 
+// NewGetOrganizationKeyUsageRequest constructs an http.Request for the GetOrganizationKeyUsage method
+func NewGetOrganizationKeyUsageRequest(server string, org OrganizationID, key KeyID, params *GetOrganizationKeyUsageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org", org, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/organizations/%s/keys/%s/usage", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Step != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "step", *params.Step, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Top != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "top", *params.Top, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetOrganizationUsageRequest constructs an http.Request for the GetOrganizationUsage method
+func NewGetOrganizationUsageRequest(server string, org OrganizationID, params *GetOrganizationUsageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org", org, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/organizations/%s/usage", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Step != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "step", *params.Step, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Top != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "top", *params.Top, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetPolicyRequest constructs an http.Request for the GetPolicy method
 func NewGetPolicyRequest(server string) (*http.Request, error) {
 	var err error
@@ -6872,6 +7556,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/keys/{key}/secrets/{secret}/revoke (the `RevokeKeySecret` operationId).
 	RevokeKeySecretWithResponse(ctx context.Context, key KeyID, secret SecretID, params *RevokeKeySecretParams, reqEditors ...RequestEditorFn) (*RevokeKeySecretResponse, error)
 
+	// GetKeyUsageWithResponse Tell what was asked of a key, by its id alone
+	//
+	// Requests are counted with each decision, written once a second, and kept by the hour
+	// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+	// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/keys/{key}/usage (the `GetKeyUsage` operationId).
+	GetKeyUsageWithResponse(ctx context.Context, key KeyID, params *GetKeyUsageParams, reqEditors ...RequestEditorFn) (*GetKeyUsageResponse, error)
+
 	// ListOrganizationsWithResponse List organizations, newest first; organization roles see their own
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7027,6 +7722,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke (the `RevokeOrganizationKeySecret` operationId).
 	RevokeOrganizationKeySecretWithResponse(ctx context.Context, org OrganizationID, key KeyID, secret SecretID, params *RevokeOrganizationKeySecretParams, reqEditors ...RequestEditorFn) (*RevokeOrganizationKeySecretResponse, error)
+
+	// GetOrganizationKeyUsageWithResponse Tell what was asked of a key
+	//
+	// Requests are counted with each decision, written once a second, and kept by the hour
+	// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+	// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/organizations/{org}/keys/{key}/usage (the `GetOrganizationKeyUsage` operationId).
+	GetOrganizationKeyUsageWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *GetOrganizationKeyUsageParams, reqEditors ...RequestEditorFn) (*GetOrganizationKeyUsageResponse, error)
+
+	// GetOrganizationUsageWithResponse Tell what was asked of an organization's keys
+	//
+	// Requests are counted with each decision, written once a second, and kept by the hour
+	// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+	// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/organizations/{org}/usage (the `GetOrganizationUsage` operationId).
+	GetOrganizationUsageWithResponse(ctx context.Context, org OrganizationID, params *GetOrganizationUsageParams, reqEditors ...RequestEditorFn) (*GetOrganizationUsageResponse, error)
 
 	// GetPolicyWithResponse Tell which policy is in force, and which was refused and why (platform admins)
 	//
@@ -8071,6 +8788,54 @@ func (r RevokeKeySecretResponse) ContentType() string {
 	return ""
 }
 
+type GetKeyUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Usage
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetKeyUsageResponse) GetJSON200() *Usage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetKeyUsageResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetKeyUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetKeyUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetKeyUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetKeyUsageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListOrganizationsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -8834,6 +9599,102 @@ func (r RevokeOrganizationKeySecretResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RevokeOrganizationKeySecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetOrganizationKeyUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Usage
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOrganizationKeyUsageResponse) GetJSON200() *Usage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetOrganizationKeyUsageResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOrganizationKeyUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOrganizationKeyUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOrganizationKeyUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOrganizationKeyUsageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetOrganizationUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Usage
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOrganizationUsageResponse) GetJSON200() *Usage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetOrganizationUsageResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOrganizationUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOrganizationUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOrganizationUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOrganizationUsageResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9703,6 +10564,23 @@ func (c *ClientWithResponses) RevokeKeySecretWithResponse(ctx context.Context, k
 	return ParseRevokeKeySecretResponse(rsp)
 }
 
+// GetKeyUsageWithResponse Tell what was asked of a key, by its id alone
+//
+// Requests are counted with each decision, written once a second, and kept by the hour
+// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/keys/{key}/usage (the `GetKeyUsage` operationId).
+func (c *ClientWithResponses) GetKeyUsageWithResponse(ctx context.Context, key KeyID, params *GetKeyUsageParams, reqEditors ...RequestEditorFn) (*GetKeyUsageResponse, error) {
+	rsp, err := c.GetKeyUsage(ctx, key, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetKeyUsageResponse(rsp)
+}
+
 // ListOrganizationsWithResponse List organizations, newest first; organization roles see their own
 //
 // Returns a wrapper object for the known response body format(s).
@@ -9983,6 +10861,40 @@ func (c *ClientWithResponses) RevokeOrganizationKeySecretWithResponse(ctx contex
 		return nil, err
 	}
 	return ParseRevokeOrganizationKeySecretResponse(rsp)
+}
+
+// GetOrganizationKeyUsageWithResponse Tell what was asked of a key
+//
+// Requests are counted with each decision, written once a second, and kept by the hour
+// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/organizations/{org}/keys/{key}/usage (the `GetOrganizationKeyUsage` operationId).
+func (c *ClientWithResponses) GetOrganizationKeyUsageWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *GetOrganizationKeyUsageParams, reqEditors ...RequestEditorFn) (*GetOrganizationKeyUsageResponse, error) {
+	rsp, err := c.GetOrganizationKeyUsage(ctx, org, key, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOrganizationKeyUsageResponse(rsp)
+}
+
+// GetOrganizationUsageWithResponse Tell what was asked of an organization's keys
+//
+// Requests are counted with each decision, written once a second, and kept by the hour
+// (`KEYSTILE_USAGE_RETENTION`) and by the day (`KEYSTILE_USAGE_DAYS_RETENTION`). A window is told in full steps;
+// `covers` says how much of it is known of. Lists have the most frequent rows, and the rest as one.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/organizations/{org}/usage (the `GetOrganizationUsage` operationId).
+func (c *ClientWithResponses) GetOrganizationUsageWithResponse(ctx context.Context, org OrganizationID, params *GetOrganizationUsageParams, reqEditors ...RequestEditorFn) (*GetOrganizationUsageResponse, error) {
+	rsp, err := c.GetOrganizationUsage(ctx, org, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOrganizationUsageResponse(rsp)
 }
 
 // GetPolicyWithResponse Tell which policy is in force, and which was refused and why (platform admins)
@@ -10883,6 +11795,39 @@ func ParseRevokeKeySecretResponse(rsp *http.Response) (*RevokeKeySecretResponse,
 	return response, nil
 }
 
+// ParseGetKeyUsageResponse parses an HTTP response from a GetKeyUsageWithResponse call
+func ParseGetKeyUsageResponse(rsp *http.Response) (*GetKeyUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetKeyUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Usage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListOrganizationsResponse parses an HTTP response from a ListOrganizationsWithResponse call
 func ParseListOrganizationsResponse(rsp *http.Response) (*ListOrganizationsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -11464,6 +12409,72 @@ func ParseRevokeOrganizationKeySecretResponse(rsp *http.Response) (*RevokeOrgani
 			headers.ETag = &value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetOrganizationKeyUsageResponse parses an HTTP response from a GetOrganizationKeyUsageWithResponse call
+func ParseGetOrganizationKeyUsageResponse(rsp *http.Response) (*GetOrganizationKeyUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOrganizationKeyUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Usage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOrganizationUsageResponse parses an HTTP response from a GetOrganizationUsageWithResponse call
+func ParseGetOrganizationUsageResponse(rsp *http.Response) (*GetOrganizationUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOrganizationUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Usage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -489,6 +489,24 @@ func (e Role) Valid() bool {
 	}
 }
 
+// Defines values for UsageStep.
+const (
+	UsageByDay  UsageStep = "day"
+	UsageByHour UsageStep = "hour"
+)
+
+// Valid indicates whether the value is a known member of the UsageStep enum.
+func (e UsageStep) Valid() bool {
+	switch e {
+	case UsageByDay:
+		return true
+	case UsageByHour:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListAuditLogParamsOrder.
 const (
 	ListAuditLogParamsOrderNewest ListAuditLogParamsOrder = "newest"
@@ -1580,6 +1598,230 @@ type Token struct {
 	ID        string     `json:"id"`
 }
 
+// Usage defines model for Usage.
+type Usage struct {
+	// At As of when.
+	At      time.Time    `json:"at"`
+	Callers UsageCallers `json:"callers"`
+
+	// CountedSince The first moment that is known of; what is before it was not asked, or is forgotten. null while nothing was counted.
+	CountedSince *time.Time `json:"counted_since"`
+
+	// Covers The part of the window that is known of; null for none.
+	Covers *UsageCover `json:"covers"`
+
+	// Denied By reason, the most frequent first; limited ones among them.
+	Denied []UsageCode `json:"denied"`
+
+	// Key null for an organization.
+	Key *UsageSubject `json:"key"`
+
+	// Keys null for a key.
+	Keys *UsageKeys `json:"keys"`
+
+	// Networks Of the end clients, of the days (UTC) that the window touches.
+	Networks       UsageNetworks `json:"networks"`
+	OrganizationID string        `json:"organization_id"`
+
+	// Rotation The secrets of a key that works with more than one; else null.
+	Rotation *UsageRotation `json:"rotation"`
+	Routes   UsageRoutes    `json:"routes"`
+
+	// Scopes Those that a key has, and those that it used.
+	Scopes []UsageScope `json:"scopes"`
+
+	// Series A point for each step, also where nothing was asked.
+	Series []UsagePoint `json:"series"`
+	Since  time.Time    `json:"since"`
+	Step   UsageStep    `json:"step"`
+	Totals UsageCounts  `json:"totals"`
+	Until  time.Time    `json:"until"`
+
+	// UnusedScopes Those that the key has and no allowed request of the window needed.
+	UnusedScopes []string `json:"unused_scopes"`
+}
+
+// UsageCaller defines model for UsageCaller.
+type UsageCaller struct {
+	Allowed int64   `json:"allowed"`
+	Denied  int64   `json:"denied"`
+	ID      *string `json:"id"`
+	Limited int64   `json:"limited"`
+
+	// Name null for one that is not there any more.
+	Name     *string `json:"name"`
+	Requests int64   `json:"requests"`
+}
+
+// UsageCallers defines model for UsageCallers.
+type UsageCallers struct {
+	Items []UsageCaller `json:"items"`
+	Rest  UsageRest     `json:"rest"`
+}
+
+// UsageCode defines model for UsageCode.
+type UsageCode struct {
+	Code     string `json:"code"`
+	Requests int64  `json:"requests"`
+	Title    string `json:"title"`
+}
+
+// UsageCounts defines model for UsageCounts.
+type UsageCounts struct {
+	Allowed int64 `json:"allowed"`
+
+	// Denied Limited ones among them.
+	Denied int64 `json:"denied"`
+
+	// Limited Denied because a limit was used up.
+	Limited  int64 `json:"limited"`
+	Requests int64 `json:"requests"`
+}
+
+// UsageCover defines model for UsageCover.
+type UsageCover struct {
+	// Days To one decimal.
+	Days  float64   `json:"days"`
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
+
+// UsageKey defines model for UsageKey.
+type UsageKey struct {
+	Allowed     int64   `json:"allowed"`
+	Denied      int64   `json:"denied"`
+	Environment *string `json:"environment"`
+	ID          string  `json:"id"`
+	Limited     int64   `json:"limited"`
+	Name        *string `json:"name"`
+	Requests    int64   `json:"requests"`
+}
+
+// UsageKeys defines model for UsageKeys.
+type UsageKeys struct {
+	Items []UsageKey `json:"items"`
+	Rest  UsageRest  `json:"rest"`
+}
+
+// UsageLastUse defines model for UsageLastUse.
+type UsageLastUse struct {
+	At         time.Time `json:"at"`
+	CallerID   *string   `json:"caller_id"`
+	CallerName *string   `json:"caller_name"`
+
+	// FirstAt The first use; null where it is not known.
+	FirstAt *time.Time `json:"first_at"`
+	Network *string    `json:"network"`
+}
+
+// UsageNetwork defines model for UsageNetwork.
+type UsageNetwork struct {
+	Allowed int64 `json:"allowed"`
+	Denied  int64 `json:"denied"`
+
+	// Network null for addresses that the caller did not tell.
+	Network  *string `json:"network"`
+	Requests int64   `json:"requests"`
+}
+
+// UsageNetworks Of the end clients, of the days (UTC) that the window touches.
+type UsageNetworks struct {
+	Items []UsageNetwork `json:"items"`
+	Rest  UsageRest      `json:"rest"`
+}
+
+// UsagePoint defines model for UsagePoint.
+type UsagePoint struct {
+	Allowed  int64     `json:"allowed"`
+	At       time.Time `json:"at"`
+	Denied   int64     `json:"denied"`
+	Limited  int64     `json:"limited"`
+	Requests int64     `json:"requests"`
+}
+
+// UsageRest defines model for UsageRest.
+type UsageRest struct {
+	// Requests How many requests are not of those listed.
+	Requests int64 `json:"requests"`
+
+	// Rows How many more there are that can be told apart.
+	Rows int `json:"rows"`
+}
+
+// UsageRotation defines model for UsageRotation.
+type UsageRotation struct {
+	// RecentSince The full hour before this one, from its start.
+	RecentSince time.Time `json:"recent_since"`
+
+	// Secrets Newest first.
+	Secrets []UsageSecret `json:"secrets"`
+}
+
+// UsageRoute defines model for UsageRoute.
+type UsageRoute struct {
+	// Action Of a request without a path.
+	Action   *string `json:"action"`
+	Allowed  int64   `json:"allowed"`
+	Denied   int64   `json:"denied"`
+	Limited  int64   `json:"limited"`
+	Method   *string `json:"method"`
+	Requests int64   `json:"requests"`
+
+	// Route The template, or a path with _ for what may tell one request from the next.
+	Route *string `json:"route"`
+}
+
+// UsageRoutes defines model for UsageRoutes.
+type UsageRoutes struct {
+	Items []UsageRoute `json:"items"`
+	Rest  UsageRest    `json:"rest"`
+}
+
+// UsageScope defines model for UsageScope.
+type UsageScope struct {
+	// Granted The key has it.
+	Granted bool `json:"granted"`
+
+	// LastUse Whenever it was, by an allowed request; null for never.
+	LastUse *UsageLastUse `json:"last_use"`
+
+	// Requests Allowed requests of the window that needed it.
+	Requests int64  `json:"requests"`
+	Scope    string `json:"scope"`
+}
+
+// UsageSecret defines model for UsageSecret.
+type UsageSecret struct {
+	CreatedAt time.Time     `json:"created_at"`
+	ExpiresAt *time.Time    `json:"expires_at"`
+	Hint      string        `json:"hint"`
+	ID        string        `json:"id"`
+	LastUse   *UsageLastUse `json:"last_use"`
+
+	// RecentRequests From recent_since on.
+	RecentRequests int64    `json:"recent_requests"`
+	RecentShare    *float64 `json:"recent_share"`
+
+	// Requests In the window.
+	Requests int64 `json:"requests"`
+
+	// Share Of the requests of these secrets, 0 to 1; null without any.
+	Share *float64 `json:"share"`
+}
+
+// UsageStep defines model for UsageStep.
+type UsageStep string
+
+// UsageSubject defines model for UsageSubject.
+type UsageSubject struct {
+	Environment Environment `json:"environment"`
+
+	// Hint Of the newest secret that works.
+	Hint *string `json:"hint"`
+	ID   string  `json:"id"`
+	Name string  `json:"name"`
+}
+
 // AdminID defines model for AdminID.
 type AdminID = string
 
@@ -1612,6 +1854,18 @@ type OrganizationID = string
 
 // SecretID defines model for SecretID.
 type SecretID = string
+
+// Since defines model for Since.
+type Since = time.Time
+
+// Step defines model for Step.
+type Step = UsageStep
+
+// Top defines model for Top.
+type Top = int
+
+// Until defines model for Until.
+type Until = time.Time
 
 // ListAdminsParams defines parameters for ListAdmins.
 type ListAdminsParams struct {
@@ -1753,6 +2007,22 @@ type RevokeKeySecretParams struct {
 	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
 	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetKeyUsageParams defines parameters for GetKeyUsage.
+type GetKeyUsageParams struct {
+	// Since From then on; seven days before until by default.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Until then; now by default.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
+	// Step What requests are added up by: at most 31 days by the hour, 1,100 by the day (UTC). By default by the hour up to
+	// eight days.
+	Step *Step `form:"step,omitempty" json:"step,omitempty"`
+
+	// Top How many rows each list has at most.
+	Top *Top `form:"top,omitempty" json:"top,omitempty"`
 }
 
 // ListOrganizationsParams defines parameters for ListOrganizations.
@@ -1906,6 +2176,38 @@ type RevokeOrganizationKeySecretParams struct {
 	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
 	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetOrganizationKeyUsageParams defines parameters for GetOrganizationKeyUsage.
+type GetOrganizationKeyUsageParams struct {
+	// Since From then on; seven days before until by default.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Until then; now by default.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
+	// Step What requests are added up by: at most 31 days by the hour, 1,100 by the day (UTC). By default by the hour up to
+	// eight days.
+	Step *Step `form:"step,omitempty" json:"step,omitempty"`
+
+	// Top How many rows each list has at most.
+	Top *Top `form:"top,omitempty" json:"top,omitempty"`
+}
+
+// GetOrganizationUsageParams defines parameters for GetOrganizationUsage.
+type GetOrganizationUsageParams struct {
+	// Since From then on; seven days before until by default.
+	Since *Since `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Until then; now by default.
+	Until *Until `form:"until,omitempty" json:"until,omitempty"`
+
+	// Step What requests are added up by: at most 31 days by the hour, 1,100 by the day (UTC). By default by the hour up to
+	// eight days.
+	Step *Step `form:"step,omitempty" json:"step,omitempty"`
+
+	// Top How many rows each list has at most.
+	Top *Top `form:"top,omitempty" json:"top,omitempty"`
 }
 
 // ActivatePolicyParams defines parameters for ActivatePolicy.
@@ -2063,6 +2365,9 @@ type ServerInterface interface {
 	// RevokeKeySecret Revoke one of a key's secrets, for ever
 	// (POST /v1/keys/{key}/secrets/{secret}/revoke)
 	RevokeKeySecret(c *gin.Context, key KeyID, secret SecretID, params RevokeKeySecretParams)
+	// GetKeyUsage Tell what was asked of a key, by its id alone
+	// (GET /v1/keys/{key}/usage)
+	GetKeyUsage(c *gin.Context, key KeyID, params GetKeyUsageParams)
 	// ListOrganizations List organizations, newest first; organization roles see their own
 	// (GET /v1/organizations)
 	ListOrganizations(c *gin.Context, params ListOrganizationsParams)
@@ -2108,6 +2413,12 @@ type ServerInterface interface {
 	// RevokeOrganizationKeySecret Revoke one of a key's secrets, for ever
 	// (POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke)
 	RevokeOrganizationKeySecret(c *gin.Context, org OrganizationID, key KeyID, secret SecretID, params RevokeOrganizationKeySecretParams)
+	// GetOrganizationKeyUsage Tell what was asked of a key
+	// (GET /v1/organizations/{org}/keys/{key}/usage)
+	GetOrganizationKeyUsage(c *gin.Context, org OrganizationID, key KeyID, params GetOrganizationKeyUsageParams)
+	// GetOrganizationUsage Tell what was asked of an organization's keys
+	// (GET /v1/organizations/{org}/usage)
+	GetOrganizationUsage(c *gin.Context, org OrganizationID, params GetOrganizationUsageParams)
 	// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
 	// (GET /v1/policy)
 	GetPolicy(c *gin.Context)
@@ -2962,6 +3273,66 @@ func (siw *ServerInterfaceWrapper) RevokeKeySecret(c *gin.Context) {
 	}
 
 	siw.Handler.RevokeKeySecret(c, key, secret, params)
+}
+
+// GetKeyUsage operation middleware
+func (siw *ServerInterfaceWrapper) GetKeyUsage(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "key" -------------
+	var key KeyID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key", c.Param("key"), &key, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetKeyUsageParams
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", c.Request.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter since: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "until", c.Request.URL.Query(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter until: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "step" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "step", c.Request.URL.Query(), &params.Step, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter step: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "top" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "top", c.Request.URL.Query(), &params.Top, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter top: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetKeyUsage(c, key, params)
 }
 
 // ListOrganizations operation middleware
@@ -3827,6 +4198,135 @@ func (siw *ServerInterfaceWrapper) RevokeOrganizationKeySecret(c *gin.Context) {
 	siw.Handler.RevokeOrganizationKeySecret(c, org, key, secret, params)
 }
 
+// GetOrganizationKeyUsage operation middleware
+func (siw *ServerInterfaceWrapper) GetOrganizationKeyUsage(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org" -------------
+	var org OrganizationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org", c.Param("org"), &org, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter org: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "key" -------------
+	var key KeyID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key", c.Param("key"), &key, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetOrganizationKeyUsageParams
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", c.Request.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter since: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "until", c.Request.URL.Query(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter until: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "step" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "step", c.Request.URL.Query(), &params.Step, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter step: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "top" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "top", c.Request.URL.Query(), &params.Top, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter top: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetOrganizationKeyUsage(c, org, key, params)
+}
+
+// GetOrganizationUsage operation middleware
+func (siw *ServerInterfaceWrapper) GetOrganizationUsage(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org" -------------
+	var org OrganizationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org", c.Param("org"), &org, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter org: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetOrganizationUsageParams
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", c.Request.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter since: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "until", c.Request.URL.Query(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter until: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "step" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "step", c.Request.URL.Query(), &params.Step, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter step: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "top" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "top", c.Request.URL.Query(), &params.Top, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter top: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetOrganizationUsage(c, org, params)
+}
+
 // GetPolicy operation middleware
 func (siw *ServerInterfaceWrapper) GetPolicy(c *gin.Context) {
 
@@ -4181,6 +4681,9 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/v1/policy/shadow", wrapper.StartPolicyShadow)
 	router.POST(options.BaseURL+"/v1/policy/rollback", wrapper.RollBackPolicy)
 	router.GET(options.BaseURL+"/v1/decisions/:dec", wrapper.GetDecision)
+	router.GET(options.BaseURL+"/v1/organizations/:org/usage", wrapper.GetOrganizationUsage)
+	router.GET(options.BaseURL+"/v1/organizations/:org/keys/:key/usage", wrapper.GetOrganizationKeyUsage)
+	router.GET(options.BaseURL+"/v1/keys/:key/usage", wrapper.GetKeyUsage)
 	router.GET(options.BaseURL+"/v1/replicas", wrapper.ListReplicas)
 }
 
@@ -4954,6 +5457,46 @@ func (response RevokeKeySecretdefaultApplicationProblemPlusJSONResponse) VisitRe
 	return err
 }
 
+type GetKeyUsageRequestObject struct {
+	Key    KeyID `json:"key"`
+	Params GetKeyUsageParams
+}
+
+type GetKeyUsageResponseObject interface {
+	VisitGetKeyUsageResponse(w http.ResponseWriter) error
+}
+
+type GetKeyUsage200JSONResponse Usage
+
+func (response GetKeyUsage200JSONResponse) VisitGetKeyUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetKeyUsagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetKeyUsagedefaultApplicationProblemPlusJSONResponse) VisitGetKeyUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListOrganizationsRequestObject struct {
 	Params ListOrganizationsParams
 }
@@ -5633,6 +6176,87 @@ func (response RevokeOrganizationKeySecretdefaultApplicationProblemPlusJSONRespo
 	return err
 }
 
+type GetOrganizationKeyUsageRequestObject struct {
+	Org    OrganizationID `json:"org"`
+	Key    KeyID          `json:"key"`
+	Params GetOrganizationKeyUsageParams
+}
+
+type GetOrganizationKeyUsageResponseObject interface {
+	VisitGetOrganizationKeyUsageResponse(w http.ResponseWriter) error
+}
+
+type GetOrganizationKeyUsage200JSONResponse Usage
+
+func (response GetOrganizationKeyUsage200JSONResponse) VisitGetOrganizationKeyUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationKeyUsagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetOrganizationKeyUsagedefaultApplicationProblemPlusJSONResponse) VisitGetOrganizationKeyUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationUsageRequestObject struct {
+	Org    OrganizationID `json:"org"`
+	Params GetOrganizationUsageParams
+}
+
+type GetOrganizationUsageResponseObject interface {
+	VisitGetOrganizationUsageResponse(w http.ResponseWriter) error
+}
+
+type GetOrganizationUsage200JSONResponse Usage
+
+func (response GetOrganizationUsage200JSONResponse) VisitGetOrganizationUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationUsagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetOrganizationUsagedefaultApplicationProblemPlusJSONResponse) VisitGetOrganizationUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetPolicyRequestObject struct {
 }
 
@@ -6160,6 +6784,9 @@ type StrictServerInterface interface {
 	// RevokeKeySecret Revoke one of a key's secrets, for ever
 	// (POST /v1/keys/{key}/secrets/{secret}/revoke)
 	RevokeKeySecret(ctx context.Context, request RevokeKeySecretRequestObject) (RevokeKeySecretResponseObject, error)
+	// GetKeyUsage Tell what was asked of a key, by its id alone
+	// (GET /v1/keys/{key}/usage)
+	GetKeyUsage(ctx context.Context, request GetKeyUsageRequestObject) (GetKeyUsageResponseObject, error)
 	// ListOrganizations List organizations, newest first; organization roles see their own
 	// (GET /v1/organizations)
 	ListOrganizations(ctx context.Context, request ListOrganizationsRequestObject) (ListOrganizationsResponseObject, error)
@@ -6205,6 +6832,12 @@ type StrictServerInterface interface {
 	// RevokeOrganizationKeySecret Revoke one of a key's secrets, for ever
 	// (POST /v1/organizations/{org}/keys/{key}/secrets/{secret}/revoke)
 	RevokeOrganizationKeySecret(ctx context.Context, request RevokeOrganizationKeySecretRequestObject) (RevokeOrganizationKeySecretResponseObject, error)
+	// GetOrganizationKeyUsage Tell what was asked of a key
+	// (GET /v1/organizations/{org}/keys/{key}/usage)
+	GetOrganizationKeyUsage(ctx context.Context, request GetOrganizationKeyUsageRequestObject) (GetOrganizationKeyUsageResponseObject, error)
+	// GetOrganizationUsage Tell what was asked of an organization's keys
+	// (GET /v1/organizations/{org}/usage)
+	GetOrganizationUsage(ctx context.Context, request GetOrganizationUsageRequestObject) (GetOrganizationUsageResponseObject, error)
 	// GetPolicy Tell which policy is in force, and which was refused and why (platform admins)
 	// (GET /v1/policy)
 	GetPolicy(ctx context.Context, request GetPolicyRequestObject) (GetPolicyResponseObject, error)
@@ -6900,6 +7533,33 @@ func (sh *strictHandler) RevokeKeySecret(ctx *gin.Context, key KeyID, secret Sec
 	}
 }
 
+// GetKeyUsage operation middleware
+func (sh *strictHandler) GetKeyUsage(ctx *gin.Context, key KeyID, params GetKeyUsageParams) {
+	var request GetKeyUsageRequestObject
+
+	request.Key = key
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetKeyUsage(ctx, request.(GetKeyUsageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetKeyUsage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetKeyUsageResponseObject); ok {
+		if err := validResponse.VisitGetKeyUsageResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListOrganizations operation middleware
 func (sh *strictHandler) ListOrganizations(ctx *gin.Context, params ListOrganizationsParams) {
 	var request ListOrganizationsRequestObject
@@ -7410,6 +8070,61 @@ func (sh *strictHandler) RevokeOrganizationKeySecret(ctx *gin.Context, org Organ
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(RevokeOrganizationKeySecretResponseObject); ok {
 		if err := validResponse.VisitRevokeOrganizationKeySecretResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOrganizationKeyUsage operation middleware
+func (sh *strictHandler) GetOrganizationKeyUsage(ctx *gin.Context, org OrganizationID, key KeyID, params GetOrganizationKeyUsageParams) {
+	var request GetOrganizationKeyUsageRequestObject
+
+	request.Org = org
+	request.Key = key
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOrganizationKeyUsage(ctx, request.(GetOrganizationKeyUsageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOrganizationKeyUsage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetOrganizationKeyUsageResponseObject); ok {
+		if err := validResponse.VisitGetOrganizationKeyUsageResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOrganizationUsage operation middleware
+func (sh *strictHandler) GetOrganizationUsage(ctx *gin.Context, org OrganizationID, params GetOrganizationUsageParams) {
+	var request GetOrganizationUsageRequestObject
+
+	request.Org = org
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOrganizationUsage(ctx, request.(GetOrganizationUsageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOrganizationUsage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetOrganizationUsageResponseObject); ok {
+		if err := validResponse.VisitGetOrganizationUsageResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
