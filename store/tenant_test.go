@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/supportstation/keystile/authz"
@@ -57,6 +60,10 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 		decision, w.organization.ID)
 	counts, differences := shadowCounts(1), []authz.PolicyShadowDifference{shadowDifference(w.organization.ID, w.key.ID, "/a", 1)}
 	if err := s.WritePolicyShadow(t.Context(), shadow.Change, counts, differences); err != nil {
+		t.Fatal(err)
+	}
+	counterOf(s, w).count(t, 0, "/api/v1/tickets/{id}", "/api/v1/tickets/1", time.Now())
+	if err := s.FlushUsage(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	before := dump(t, at)
@@ -215,6 +222,20 @@ func TestStore_EveryStatementHasTheTenant(t *testing.T) {
 			}
 			return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9)
 		})
+		for _, f := range []manage.UsageFilter{{Step: manage.UsageHourly}, {Step: manage.UsageDaily}, {Step: manage.UsageDaily, Key: w.key.ID}} {
+			f.Organization, f.Since, f.Until, f.Top = org, time.Now().Add(-48*time.Hour), time.Now().Add(48*time.Hour), 10
+			manageRead(t, s, func(ctx context.Context, r manage.Reader) error {
+				seen, err := r.Usage(ctx, all(), f)
+				if err != nil || seen.Requests != 1 || len(seen.Networks.Items) != 1 || f.Key.IsZero() != (len(seen.Keys.Items) == 1) || f.Key.IsZero() == (len(seen.Secrets) == 1) {
+					t.Fatalf("everyone: %+v, %v", seen, err)
+				}
+				u, err := r.Usage(ctx, tenant, f)
+				if diff := cmp.Diff(&manage.Usage{UsageFilter: f}, u, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty(), cmpopts.EquateComparable(authz.KeyID{}, authz.OrganizationID{})); diff != "" {
+					t.Errorf("%s tenant sees usage: %s", name, diff)
+				}
+				return err
+			})
+		}
 		if after := dump(t, at); after != before {
 			t.Errorf("%s tenant changed something:\n%s", name, after)
 			before = after

@@ -391,23 +391,30 @@ func TestUsage_WhatWasRecordedIsHandedOut(t *testing.T) {
 	}
 }
 
-// Counting is on the path of every check: what it adds is the difference.
+// Counting is on the path of every check: what it adds is the difference to "uncounted".
+// Clients stay where they are, or come from another network each time.
 func BenchmarkUsage_Count(b *testing.B) {
 	s := storetest.Open(b, storetest.Migrated(b), storetest.Peppers(b, "p1"))
 	const keys = 1000
 	c, now := newCounter(s, keys), time.Now()
-	for name, recorders := range map[string][]authz.DecisionRecorder{"uncounted": nil, "counted": {s}} {
-		b.Run(name, func(b *testing.B) {
+	for _, bench := range []struct {
+		name      string
+		recorders []authz.DecisionRecorder
+		networks  int
+	}{{"uncounted", nil, 1}, {"counted", []authz.DecisionRecorder{s}, 1}, {"moving", []authz.DecisionRecorder{s}, 50}, {"roaming", []authz.DecisionRecorder{s}, 1 << 16}} {
+		b.Run(bench.name, func(b *testing.B) {
 			checkers := make([]*authz.Checker, keys)
 			for i := range checkers {
 				checkers[i], _ = authz.NewChecker(authz.CheckerOptions{
-					Keys: foundKey{c.keys[i], c.secret}, Policy: routes("/api/v1/tickets/{id}"), Limiter: unlimited{}, Clock: fixed(now), Decisions: recorders,
+					Keys: foundKey{c.keys[i], c.secret}, Policy: routes("/api/v1/tickets/{id}"), Limiter: unlimited{}, Clock: fixed(now), Decisions: bench.recorders,
 				})
 			}
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
 				q := c.question("GET", "/api/v1/tickets/42")
 				for i := 0; pb.Next(); i++ {
+					n := i / keys % bench.networks
+					q.ClientIP = netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 7})
 					_, _ = checkers[i%keys].Check(b.Context(), q)
 				}
 			})

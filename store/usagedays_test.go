@@ -73,6 +73,7 @@ func sums(t *testing.T, db *sqlx.DB) (hours, days, told, networks int) {
 func TestUsageDays_AreAddedUpOnceWhateverComesLate(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	s.StopFollowing() // it tends by itself, too
 	db := sqlx.MustConnect("postgres", at)
 	defer func() { _ = db.Close() }()
 	var counters []*counter
@@ -144,6 +145,7 @@ func TestUsageDays_AreAddedUpOnceWhateverComesLate(t *testing.T) {
 func TestUsageDays_WhatIsWrittenMeanwhileIsNotMissed(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	s.StopFollowing() // it tends by itself, too
 	db := sqlx.MustConnect("postgres", at)
 	defer func() { _ = db.Close() }()
 	c := newCounter(s, 1)
@@ -186,6 +188,7 @@ func TestUsageDays_WhatIsWrittenMeanwhileIsNotMissed(t *testing.T) {
 func TestUsageDays_NothingIsClaimedOfDaysBeforeTheFirst(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	s.StopFollowing() // it tends by itself, too
 	db := sqlx.MustConnect("postgres", at)
 	defer func() { _ = db.Close() }()
 	done := func() string {
@@ -222,6 +225,7 @@ func TestUsageDays_OldOnesAreForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
+	s.StopFollowing() // it tends by itself, too
 	db := sqlx.MustConnect("postgres", at)
 	defer func() { _ = db.Close() }()
 	old := dayOf(150)
@@ -317,6 +321,7 @@ func TestUsageNetworks_AreTruncatedFullOrOffAndBounded(t *testing.T) {
 func TestUsageNetworks_OfSeveralReplicasAreBoundedToo(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	s.StopFollowing() // it tends by itself, too
 	db := sqlx.MustConnect("postgres", at)
 	defer func() { _ = db.Close() }()
 	db.MustExec(`INSERT INTO usage_networks SELECT $1::date, gen_random_uuid(), '00000000-0000-0000-0000-000000000001', s, ('10.' || n / 256 || '.' || n % 256 || '.0/24')::cidr, true, n + 1

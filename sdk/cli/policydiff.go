@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -57,18 +56,9 @@ Exit: 4 when there is a difference that --accept does not name.`,
 			wanted.Files = &sent
 		}
 		wanted.Revision, wanted.OrganizationID = optional(s, "revision", revision), optional(s, "org", organization)
-		for _, bound := range []struct {
-			flag, text string
-			to         **time.Time
-		}{{"since", since, &wanted.Since}, {"until", until, &wanted.Until}} {
-			if bound.text == "" {
-				continue
-			}
-			at, err := pointInTime(bound.text, c.now())
-			if err != nil {
-				return usage(fmt.Errorf("--%s: %w", bound.flag, err))
-			}
-			*bound.to = &at
+		var err error
+		if wanted.Since, wanted.Until, err = c.window(since, until); err != nil {
+			return err
 		}
 		meant, err := readAccepted(accept, cmd.InOrStdin())
 		if err != nil {
@@ -270,24 +260,6 @@ func limitsText(limits []admin.PolicyLimit) string {
 		}
 	}
 	return cmp.Or(strings.Join(words, "; "), "none given")
-}
-
-// pointInTime reads how long ago, or a day or time.
-func pointInTime(text string, now time.Time) (time.Time, error) {
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 4000 {
-			return now.AddDate(0, 0, -n).UTC(), nil
-		}
-	}
-	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
-		return now.Add(-d).UTC(), nil
-	}
-	for _, layout := range []string{time.RFC3339, time.DateOnly} {
-		if t, err := time.Parse(layout, text); err == nil {
-			return t.UTC(), nil
-		}
-	}
-	return time.Time{}, fmt.Errorf("%q is neither how long ago, such as 36h or 7d, nor a day or time in UTC such as 2026-11-24", printable(text))
 }
 
 // acceptedDifference is a line of --accept.

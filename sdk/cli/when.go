@@ -2,6 +2,8 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -73,4 +75,40 @@ func lastUse(t *time.Time, now time.Time) string {
 		return "never"
 	}
 	return relative(t.Sub(now))
+}
+
+// window reads --since and --until; nil is for one that is not given.
+func (c Config) window(since, until string) (from, to *time.Time, err error) {
+	for _, bound := range []struct {
+		flag, text string
+		to         **time.Time
+	}{{"since", since, &from}, {"until", until, &to}} {
+		if bound.text == "" {
+			continue
+		}
+		at, err := pointInTime(bound.text, c.now())
+		if err != nil {
+			return nil, nil, usage(fmt.Errorf("--%s: %w", bound.flag, err))
+		}
+		*bound.to = &at
+	}
+	return from, to, nil
+}
+
+// pointInTime reads how long ago, or a day or time.
+func pointInTime(text string, now time.Time) (time.Time, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 4000 {
+			return now.AddDate(0, 0, -n).UTC(), nil
+		}
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.Add(-d).UTC(), nil
+	}
+	for _, layout := range []string{time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t.UTC(), nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q is neither how long ago, such as 36h or 7d, nor a day or time in UTC such as 2026-11-24", printable(text))
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -41,8 +42,14 @@ func (s *site) newKey(secret authz.Secret) *key {
 }
 
 // question is a check's whole request, as an SDK sends it.
-func (s *site) question(k *key, path string) []byte {
+func (s *site) question(k *key, path string) []byte { return s.questionFrom(k, path, "") }
+
+// questionFrom is one with a client's address.
+func (s *site) questionFrom(k *key, path, address string) []byte {
 	body := fmt.Sprintf(`{"key_sha256":"%x","method":"GET","path":%q}`, k.secret.Hash(), path)
+	if address != "" {
+		body = fmt.Sprintf(`%s,"client_ip":%q}`, strings.TrimSuffix(body, "}"), address)
+	}
 	return fmt.Appendf(nil, "POST /v1/check HTTP/1.1\r\nHost: keystile\r\nAuthorization: Bearer %s\r\n"+
 		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", s.caller.Reveal(), len(body), body)
 }

@@ -34,5 +34,6 @@ func rows() []row {
 		{27, "audit log cannot be written", "the management change fails with it (same transaction); checks go on", auditLogBroken},
 		{28, "Postgres and Redis both away", "still ready; known keys decided, local limits", bothAway},
 		{29, "two interleaved changes, notifications lost", "the one that commits last with the smaller number is seen; a receipt never names it too early", interleavedChanges},
+		{30, "random load, two of three replicas kill −9, Postgres away for 30 s between", "usage: sent = stored + lost; lost ≤ 1 s of a killed replica's; none twice; hours, networks and days add up to the same", usageExact},
 	}
 }
