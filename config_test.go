@@ -163,7 +163,8 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 		true, authz.LimiterClosed, 24 * time.Hour, "https://auth.example/base", true,
 		slog.LevelDebug, "json", "dev", "/etc/keystile", "/c", "/k", "/a",
 		"https://siem.example/logs", "t",
-		store.DecisionsKept{NoNetworks: true}, 24 * time.Hour, 3 * 365 * 24 * time.Hour, store.UsageNetworkFull,
+		store.DecisionsKept{NoNetworks: true},
+		24 * time.Hour, 3 * 365 * 24 * time.Hour, store.UsageNetworkFull,
 	}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// DefaultUsageRetention is for how long usage is kept by the hour, and
-	// DefaultUsageDaysRetention by the day and by network.
-	DefaultUsageRetention     = 90 * 24 * time.Hour
+	// DefaultUsageRetention is for how long usage is kept by the hour.
+	DefaultUsageRetention = 90 * 24 * time.Hour
+	// DefaultUsageDaysRetention is for how long it is kept by the day and by network.
 	DefaultUsageDaysRetention = 400 * 24 * time.Hour
 	// keepUsageEvery is how often a replica looks after what is kept.
 	keepUsageEvery = time.Hour

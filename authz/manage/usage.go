@@ -30,9 +30,8 @@ const (
 	maxHourlyWindow = 31 * 24 * time.Hour
 	maxDailyWindow  = 1100 * 24 * time.Hour
 	hourlyUnasked   = 8 * 24 * time.Hour
-	// defaultUsageTop and MaxUsageTop bound each list.
+	// defaultUsageTop bounds each list.
 	defaultUsageTop = 10
-	MaxUsageTop     = 100
 )
 
 // UsageInput is what is asked of usage.

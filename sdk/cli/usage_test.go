@@ -36,7 +36,8 @@ func usageOf(changes obj) obj {
 			{"id": oldID, "hint": "sk_live_1111…2222", "created_at": "2026-09-01T00:00:00Z", "expires_at": "2026-10-21T12:00:00Z", "requests": 4000, "share": 0.89, "recent_requests": 12, "recent_share": 0.12, "last_use": used},
 		}},
 		"scopes": []obj{
-			{"scope": "tickets:read", "granted": true, "requests": 4057, "last_use": used}, {"scope": "tickets:write", "granted": true, "requests": 0, "last_use": nil},
+			{"scope": "tickets:read", "granted": true, "requests": 4057, "last_use": used},
+			{"scope": "tickets:write", "granted": true, "requests": 0, "last_use": nil},
 			{"scope": "customers:read", "granted": false, "requests": 0, "last_use": obj{"first_at": nil, "at": "2026-09-20T12:00:00Z", "caller_id": nil, "caller_name": nil, "network": nil}},
 		},
 	}

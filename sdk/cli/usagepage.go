@@ -255,7 +255,9 @@ func (p *usagePage) top(title string, rows []usageRow, rest int, restRequests, o
 	t := newPlainTable()
 	t.SetColumnConfigs([]pretty.ColumnConfig{
 		{Number: 1, WidthMax: maxUsageName, WidthMaxEnforcer: func(s string, width int) string { return text.Snip(s, width, p.art.snip()) }},
-		{Number: 2, Align: text.AlignRight}, {Number: 3, Align: text.AlignRight}, {Number: 5, Align: text.AlignRight},
+		{Number: 2, Align: text.AlignRight},
+		{Number: 3, Align: text.AlignRight},
+		{Number: 5, Align: text.AlignRight},
 	})
 	header := pretty.Row{title, "requests", "", ""}
 	told := rows[0].denied >= 0

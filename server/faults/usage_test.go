@@ -14,7 +14,7 @@ import (
 // questions. Each replica has keys of its own, so that what it counted can be told apart.
 func usageExact(t *trial) {
 	s := newSite(t)
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // which questions are asked
+	random := rand.New(rand.NewPCG(1, 2))
 	var asked [][]*key
 	for range 3 {
 		asked = append(asked, s.questions(random, s.addKeys(20, plenty()), 400))
