@@ -47,7 +47,7 @@ func usageOf(changes obj) obj {
 	return u
 }
 
-const usagePageText = `ci` + "\uFFFD" + `[31m key_01jb0000000000000000000000, live
+const usagePageText = `ci` + "\uFFFD" + `[31m  key_01jb0000000000000000000000, live
   secret        sk_live_4fGh…9aBc
   window        2026-10-19 12:00Z to 2026-10-20 13:00Z, by the hour
   covers        21 hours; counted since 2026-10-19 15:00Z, and of what was before nothing is known
