@@ -1,5 +1,7 @@
 package authz
 
+import "context"
+
 // FindingCode is the stable name of a kind of finding. A policy can make kinds of its own.
 type FindingCode string
 
@@ -115,4 +117,51 @@ type KeyFindings struct {
 	// ProposedScopes are the granted ones without all that findings would remove, sorted. They
 	// are all granted ones when nothing would be.
 	ProposedScopes []Scope `json:"proposed_scopes"`
+}
+
+// Ruling is what policy says of facts: findings whose texts have placeholders for exact
+// figures (see FindingText), and the kinds that the facts do not carry.
+type Ruling struct {
+	Findings  []Finding
+	Undecided []FindingCode
+}
+
+// FindingsPolicy is one policy that judges evidence, whatever is in force meanwhile. Safe for
+// concurrent use.
+type FindingsPolicy interface {
+	// Revision is the policy's.
+	Revision() string
+	// Steps are what facts are rounded down to before they are judged.
+	Steps() *EvidenceSteps
+	// Judge asks the policy about facts. An error means that it could not be decided.
+	Judge(ctx context.Context, f *Facts) (Ruling, error)
+}
+
+// FindingsPolicies are asked for the policy in force. They are implemented by authz/policy.
+type FindingsPolicies interface {
+	// Findings is the policy in force; an error of KindInvalid says what it lacks.
+	Findings() (FindingsPolicy, error)
+}
+
+// EvidenceStream hands out evidence, a key at a time, until the function that it is given
+// fails. The Evidence is that function's only while it runs.
+type EvidenceStream func(context.Context, func(*Evidence) error) error
+
+// AuditSummary is what an audit comes to.
+type AuditSummary struct {
+	// Policy is the revision that judged.
+	Policy string `json:"policy_revision"`
+	Window Window `json:"window"`
+	// Keys is how many were judged, Flagged how many of them have findings, Undecided of how
+	// many something could not be told.
+	Keys      int64 `json:"keys"`
+	Flagged   int64 `json:"keys_with_findings"`
+	Undecided int64 `json:"keys_not_enough_evidence"`
+	// Findings is how many there are.
+	Findings   int64                 `json:"findings"`
+	ByCode     map[FindingCode]int64 `json:"by_code"`
+	BySeverity map[Severity]int64    `json:"by_severity"`
+	// Classes is how many different facts there were: for how many policy was asked.
+	Classes int64   `json:"evidence_classes"`
+	Seconds float64 `json:"seconds"`
 }
