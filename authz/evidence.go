@@ -44,9 +44,11 @@ type Evidence struct {
 	Mismatched Counted `json:"mismatched"`
 	Browser    Counted `json:"browser"`
 	// Networks is from how many networks of end clients allowed checks came. NetworksCapped
-	// tells that on some day there were too many to tell apart.
-	Networks       int  `json:"networks"`
-	NetworksCapped bool `json:"networks_capped,omitempty"`
+	// tells that on some day there were too many to tell apart. NetworksSince is the first day
+	// from which one is known, in the window or before; zero for none.
+	Networks       int       `json:"networks"`
+	NetworksCapped bool      `json:"networks_capped,omitempty"`
+	NetworksSince  time.Time `json:"networks_since,omitzero"`
 	// Scopes are those granted and those exercised, sorted by name.
 	Scopes []ScopeEvidence `json:"scopes"`
 }

@@ -40,6 +40,8 @@ const (
 	FigureAllowed
 	FigureDenied
 	FigureNetworks
+	// FigureNetworkedDays is since the first day from which a network of the key is known.
+	FigureNetworkedDays
 	FigureLimitedDays
 	// FigureLimitedPercent is how many of the allowed and the limited requests were limited.
 	FigureLimitedPercent
@@ -74,7 +76,7 @@ const (
 func (f Figure) String() string {
 	return [...]string{
 		"covered_days", "age_days", "secret_age_days", "used_for_days", "idle_days", "days_used", "allowed_requests", "denied_requests",
-		"networks", "limited_days", "limited_percent", "expired_requests", "expired_days", "revoked_requests", "revoked_days",
+		"networks", "networked_days", "limited_days", "limited_percent", "expired_requests", "expired_days", "revoked_requests", "revoked_days",
 		"mismatched_requests", "mismatched_days", "browser_requests", "browser_days",
 	}[f]
 }
@@ -102,7 +104,8 @@ func (e *Evidence) Facts() Facts {
 		FigureCoveredDays: int64(e.CoveredDays()), FigureAgeDays: days(e.CreatedAt, until), FigureSecretAgeDays: days(secretSince, until),
 		FigureUsedForDays: days(e.FirstUsedAt, until), FigureIdleDays: idle(e.LastUsedAt, e.CreatedAt, until),
 		FigureDaysUsed: int64(e.DaysUsed), FigureAllowed: e.Allowed.Requests, FigureDenied: e.Denied.Requests,
-		FigureNetworks: int64(e.Networks), FigureLimitedDays: int64(e.Limited.Days), FigureLimitedPercent: percent(e.Limited.Requests, e.Allowed.Requests),
+		FigureNetworks: int64(e.Networks), FigureNetworkedDays: days(e.NetworksSince, until),
+		FigureLimitedDays: int64(e.Limited.Days), FigureLimitedPercent: percent(e.Limited.Requests, e.Allowed.Requests),
 		FigureExpiredRequests: e.Expired.Requests, FigureExpiredDays: int64(e.Expired.Days),
 		FigureRevokedRequests: e.Revoked.Requests, FigureRevokedDays: int64(e.Revoked.Days),
 		FigureMismatchedRequests: e.Mismatched.Requests, FigureMismatchedDays: int64(e.Mismatched.Days),
@@ -142,7 +145,7 @@ func percent(part, rest int64) int64 {
 
 // EvidenceSteps are the values that figures are rounded down to before policy sees them: the
 // policy's own, each list from its lowest to its highest, above 0. A figure without any is
-// seen as 0 or 1.
+// seen as 0.
 type EvidenceSteps struct {
 	Key   [Figures][]int64
 	Scope [ScopeFigures][]int64
@@ -165,9 +168,6 @@ func (f *Facts) Round(s *EvidenceSteps) {
 }
 
 func floor(n int64, steps []int64) int64 {
-	if len(steps) == 0 {
-		return min(n, 1)
-	}
 	at := int64(0)
 	for _, step := range steps {
 		if step > n {

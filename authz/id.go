@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"bytes"
 	"crypto/rand"
 	"database/sql/driver"
 	"encoding/binary"
@@ -149,6 +150,9 @@ func (ID[K]) Prefix() string {
 
 // IsZero tells whether the id names nothing.
 func (id ID[K]) IsZero() bool { return id.uuid == [16]byte{} }
+
+// Compare orders ids as Postgres does, which is by the time at which they were made.
+func (id ID[K]) Compare(o ID[K]) int { return bytes.Compare(id.uuid[:], o.uuid[:]) }
 
 // String returns the id as a TypeID.
 func (id ID[K]) String() string {

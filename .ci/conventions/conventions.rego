@@ -119,7 +119,7 @@ of_package(a) if a.scope in {"package", "subpackages"}
 
 gives_reasons(a) if {
 	a.scope in {"rule", "document"}
-	a.last in {"deny", "reason"}
+	a.last in {"deny", "finding", "reason"}
 }
 
 says(a, field) if text(object.get(a, field, null))

@@ -73,6 +73,12 @@ test_a_reason_is_labelled_with_the_code_that_it_describes if {
 	}
 }
 
+test_each_field_of_a_finding_is_missed if {
+	entry := object.union(without(1, "title").annotations[1], {"path": path(["data", "p", "finding"])})
+	message := "p/p.rego:9: the METADATA of data.p.finding has no title"
+	message in conventions.report with input as object.union(good, {"annotations": [good.annotations[0], entry]})
+}
+
 test_what_passes_reasons_on_has_no_code if {
 	conventions.report == [] with input as edited(1, {"labels": {"code": "custom"}, "description": "What the rules give."})
 }

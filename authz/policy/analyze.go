@@ -30,8 +30,12 @@ func (a Analysis) Deterministic() bool { return len(a.Nondeterministic) == 0 }
 
 // Analyze walks what the entry points reach. It costs about as much as a hundred evaluations.
 func (s *Snapshot) Analyze() []Analysis {
-	all := make([]Analysis, 0, 2)
-	for _, entrypoint := range []string{checkEntrypoint, adminEntrypoint} {
+	entrypoints := []string{checkEntrypoint, adminEntrypoint}
+	if s.findings != nil {
+		entrypoints = append(entrypoints, findingsEntrypoint)
+	}
+	all := make([]Analysis, 0, len(entrypoints))
+	for _, entrypoint := range entrypoints {
 		w := newWalk(s)
 		w.entrypoint(entrypoint)
 		a := Analysis{

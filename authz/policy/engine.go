@@ -39,12 +39,12 @@ type Engine struct {
 	current atomic.Pointer[Snapshot]
 	names   *names
 	held    *holding
-	// lane has the large calls of checks, explaining those of explanations.
-	lane, explaining *lane
-	stacks           *stacks
-	known            *verdicts
-	failed           *failures
-	budget           time.Duration
+	// lane has the large calls of checks, explaining those of explanations, judging those of audits.
+	lane, explaining, judging *lane
+	stacks                    *stacks
+	known                     *verdicts
+	failed                    *failures
+	budget                    time.Duration
 	// beside is nil while no policy is asked beside the current one.
 	beside atomic.Pointer[beside]
 }
@@ -60,7 +60,7 @@ func WithBudget(d time.Duration) Option { return func(e *Engine) { e.budget = d 
 // nothing can be decided until Swap.
 func NewEngine(s *Snapshot, options ...Option) *Engine {
 	e := &Engine{
-		names: newNames(), held: newHolding(time.Now), lane: newLane(), explaining: newLane(), stacks: newStacks(), known: newVerdicts(),
+		names: newNames(), held: newHolding(time.Now), lane: newLane(), explaining: newLane(), judging: newLane(), stacks: newStacks(), known: newVerdicts(),
 		failed: newFailures(time.Now), budget: DefaultBudget,
 	}
 	for _, option := range options {

@@ -106,6 +106,7 @@ func (x *examiner) examine(ctx context.Context) {
 	x.incomplete(ctx, requests[0])
 	x.states(ctx, requests)
 	x.admin(ctx)
+	x.findings(ctx)
 }
 
 // done tells that enough is known.

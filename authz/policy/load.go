@@ -35,6 +35,9 @@ type Snapshot struct {
 	mask ast.Body
 	// drop is nil for a policy that has every decision logged.
 	drop ast.Body
+	// findings is nil for a policy that judges no evidence; steps are what that is rounded to.
+	findings ast.Body
+	steps    authz.EvidenceSteps
 	// catalogue is what the data lists.
 	catalogue authz.Catalogue
 	// templates are the catalogue's routes, as far as its data lists them.
@@ -52,7 +55,8 @@ func (s *Snapshot) in(l *lane) *Snapshot {
 // Revision is the Source's.
 func (s *Snapshot) Revision() string { return s.revision }
 
-// The entry points that every policy must have; see maskEntrypoint and dropEntrypoint for those that it may.
+// The entry points that every policy must have; see maskEntrypoint, dropEntrypoint and
+// findingsEntrypoint for those that it may.
 const (
 	checkEntrypoint = "data.keystile.check.decision"
 	adminEntrypoint = "data.keystile.admin.decision"
@@ -92,6 +96,9 @@ func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
 	}
 	if loaded.catalogue, err = catalogueOf(p.data); err != nil {
 		return nil, err
+	}
+	if loaded.steps, err = stepsOf(p.data); err != nil {
+		return nil, at(findingsData, 0, err)
 	}
 	loaded.templates = templatesOf(p.data)
 	loaded.revision = s.revision
@@ -141,7 +148,7 @@ func compile(ctx context.Context, modules map[string]*ast.Module, data map[strin
 	if s.admin, err = prepare(compiler, adminEntrypoint); err != nil {
 		return nil, err
 	}
-	for entrypoint, to := range map[string]*ast.Body{maskEntrypoint: &s.mask, dropEntrypoint: &s.drop} {
+	for entrypoint, to := range map[string]*ast.Body{maskEntrypoint: &s.mask, dropEntrypoint: &s.drop, findingsEntrypoint: &s.findings} {
 		if len(compiler.GetRulesExact(ast.MustParseRef(entrypoint))) == 0 {
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write the table of reason codes into policies/README.md")
+var update = flag.Bool("update", false, "write the tables of codes into policies/README.md")
 
 var (
 	reasonText = regexp.MustCompile(`(?s)^([a-z][a-z0-9_]*)\. (.*)$`)
@@ -18,28 +18,32 @@ var (
 )
 
 const (
-	guide       = "../../policies/README.md"
-	tableBegins = "<!-- reasons: go test ./authz/policy -run Reasons -update -->\n"
-	tableEnds   = "<!-- end of reasons -->\n"
+	guide = "../../policies/README.md"
+	// tables begin and end so, with the name of what they are of.
+	tableBegins = "<!-- %s: go test ./authz/policy -run Reasons -update -->\n"
+	tableEnds   = "<!-- end of %s -->\n"
 )
 
-// The table of reason codes is what the rules' METADATA says, and every code has its METADATA.
+// The tables of codes are what the rules' METADATA says, and every code has its METADATA.
 func TestReasons_EveryCodeIsDocumentedByItsMetadata(t *testing.T) {
 	source := candidate(t, nil)
 	p, err := source.parse()
 	if err != nil {
 		t.Fatal(err)
 	}
-	documented, rows := map[string]bool{}, []string{}
+	documented, rows := map[string]bool{}, map[string][]string{}
 	for _, m := range p.live {
 		for _, a := range m.Annotations {
 			if found := reasonText.FindStringSubmatch(strings.TrimSpace(a.Description)); found != nil && a.Title != "" {
 				documented[found[1]] = true
-				rows = append(rows, fmt.Sprintf("| %#q | %s | %s |", found[1], a.Title, oneLine(found[2])))
+				table := "reasons"
+				if m.Package.Path.String() == "data.keystile.findings" {
+					table = "findings"
+				}
+				rows[table] = append(rows[table], fmt.Sprintf("| %#q | %s | %s |", found[1], a.Title, oneLine(found[2])))
 			}
 		}
 	}
-	slices.Sort(rows)
 	for name, text := range source.Files() {
 		for _, found := range reasonCode.FindAllStringSubmatch(text, -1) {
 			if !strings.HasSuffix(name, "_test.rego") && !documented[found[1]] {
@@ -47,21 +51,26 @@ func TestReasons_EveryCodeIsDocumentedByItsMetadata(t *testing.T) {
 			}
 		}
 	}
-	table := tableBegins + "| code | rule | when |\n|---|---|---|\n" + strings.Join(rows, "\n") + "\n" + tableEnds
 	raw, err := os.ReadFile(guide)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(raw), tableBegins)
-	_, after, ends := strings.Cut(rest, tableEnds)
-	if !ok || !ends {
-		t.Fatal("the guide has no place for the table")
+	want := string(raw)
+	for table, lines := range rows {
+		slices.Sort(lines)
+		begins, ends := fmt.Sprintf(tableBegins, table), fmt.Sprintf(tableEnds, table)
+		before, rest, ok := strings.Cut(want, begins)
+		_, after, closed := strings.Cut(rest, ends)
+		if !ok || !closed {
+			t.Fatalf("the guide has no place for the table of %s", table)
+		}
+		want = before + begins + "| code | rule | when |\n|---|---|---|\n" + strings.Join(lines, "\n") + "\n" + ends + after
 	}
-	if want := before + table + after; *update && want != string(raw) {
+	if *update && want != string(raw) {
 		if err := os.WriteFile(guide, []byte(want), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	} else if want != string(raw) {
-		t.Errorf("the table in policies/README.md is not what METADATA says; run go test ./authz/policy -run Reasons -update. Wanted:\n%s", table)
+		t.Errorf("the tables in policies/README.md are not what METADATA says; run go test ./authz/policy -run Reasons -update. Wanted:\n%s", want)
 	}
 }

@@ -25,6 +25,11 @@ var checkSchemaJSON []byte
 //go:embed schemas/admin.json
 var adminSchemaJSON []byte
 
+// findingsSchemaJSON is the JSON Schema of evidence.
+//
+//go:embed schemas/findings.json
+var findingsSchemaJSON []byte
+
 // toolFiles are what stock tools need beside a policy.
 //
 //go:embed capabilities.json schemas
@@ -48,7 +53,7 @@ func sandbox() (*ast.Capabilities, error) {
 // that a misspelt field of the input is found when the policy is compiled.
 func inputSchemas() (*ast.SchemaSet, error) {
 	set := ast.NewSchemaSet()
-	for path, text := range map[string][]byte{"check": checkSchemaJSON, "admin": adminSchemaJSON} {
+	for path, text := range map[string][]byte{"check": checkSchemaJSON, "admin": adminSchemaJSON, "findings": findingsSchemaJSON} {
 		var schema any
 		if err := json.Unmarshal(text, &schema); err != nil {
 			return nil, fmt.Errorf("read the schema %s: %w", path, err)

@@ -1,7 +1,7 @@
 # METADATA
 # description: |
-#   A rule that gives a reason has METADATA of its own, whose description begins with its code ("code. When it is
-#   given."), and the code stands there as a text: clients, tables and explanations know a reason by it
+#   A rule that gives a reason or a finding has METADATA of its own, whose description begins with its code
+#   ("code. When it is given."), and the code stands there as a text: clients, tables and explanations know it by that
 # related_resources:
 #   - description: the table of reasons, in the guide
 #     ref: policies/README.md
@@ -33,7 +33,7 @@ giving contains rule if {
 	not of_tests
 	some rule in input.rules
 	count(rule.head.ref) == 1
-	rule.head.ref[0].value in {"deny", "reason"}
+	rule.head.ref[0].value in {"deny", "finding", "reason"}
 }
 
 code_of(rule) := code if {

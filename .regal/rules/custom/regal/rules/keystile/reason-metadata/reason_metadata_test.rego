@@ -42,6 +42,12 @@ test_the_check_passes_reasons_on if {
 	rows(rule.report) == {3} with input as regal.parse_module("p.rego", elsewhere)
 }
 
+test_a_finding_is_described_as_a_reason_is if {
+	found := replace(good, "deny contains", "finding contains")
+	rows(rule.report) == set() with input as regal.parse_module("p.rego", found)
+	rows(rule.report) == {6} with input as regal.parse_module("p.rego", replace(found, "p_denied. When", "When"))
+}
+
 test_tests_may if {
 	rows(rule.report) == set() with input as changed("p_test.rego", ["p_denied. When", "When"])
 }
