@@ -37,8 +37,9 @@ type Evidence struct {
 	Allowed Counted `json:"allowed"`
 	Denied  Counted `json:"denied"`
 	Limited Counted `json:"limited"`
-	// Expired and Revoked were made with a secret that had ended, Mismatched from where the
-	// other environment is served, Browser from a browser, whatever was decided.
+	// Expired and Revoked were made with one secret that had ended, of several the one with the
+	// most days: that each is called for a day more is nobody's habit. Mismatched are from
+	// where the other environment is served, Browser from a browser, whatever was decided.
 	Expired    Counted `json:"expired"`
 	Revoked    Counted `json:"revoked"`
 	Mismatched Counted `json:"mismatched"`

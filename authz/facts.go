@@ -65,6 +65,8 @@ const (
 	ScopeRequests ScopeFigure = iota
 	ScopeDaysUsed
 	ScopeIdleDays
+	// ScopeUsedForDays is since the first use.
+	ScopeUsedForDays
 	ScopeNetworks
 	// ScopeNetworkAgeDays is since the key was first used from the oldest of the scope's networks.
 	ScopeNetworkAgeDays
@@ -83,7 +85,7 @@ func (f Figure) String() string {
 
 // String is the name in the input of a policy; in its steps and texts it is scope_ before that.
 func (f ScopeFigure) String() string {
-	return [...]string{"requests", "days_used", "idle_days", "networks", "network_age_days"}[f]
+	return [...]string{"requests", "days_used", "idle_days", "used_for_days", "networks", "network_age_days"}[f]
 }
 
 // ScopePrefix stands before the name of a ScopeFigure where one of a key could be meant.
@@ -115,7 +117,7 @@ func (e *Evidence) Facts() Facts {
 		s := &e.Scopes[i]
 		f.Scopes[i] = ScopeFacts{Scope: s.Scope, Granted: s.Granted, Figures: [ScopeFigures]int64{
 			ScopeRequests: s.Requests, ScopeDaysUsed: int64(s.DaysUsed), ScopeIdleDays: idle(s.LastUsedAt, e.CreatedAt, until),
-			ScopeNetworks: int64(s.Networks), ScopeNetworkAgeDays: days(s.NetworkSince, until),
+			ScopeUsedForDays: days(s.FirstUsedAt, until), ScopeNetworks: int64(s.Networks), ScopeNetworkAgeDays: days(s.NetworkSince, until),
 		}}
 	}
 	return f

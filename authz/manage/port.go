@@ -126,6 +126,10 @@ type Reader interface {
 	// organization is not within. Series has the steps in which something was asked, Secrets all
 	// secrets that are known of, Scopes those that were used.
 	Usage(ctx context.Context, t Tenant, f UsageFilter) (*Usage, error)
+	// Evidence hands out what is known of each key that was there, used or not, by id;
+	// EvidenceKeys is how many there are. The Evidence is each's only while it runs.
+	Evidence(ctx context.Context, t Tenant, f EvidenceFilter, each func(*authz.Evidence) error) error
+	EvidenceKeys(ctx context.Context, t Tenant, f EvidenceFilter) (int64, error)
 
 	// Decision finds a decision that is kept. Those of no organization are within Everyone alone.
 	Decision(ctx context.Context, t Tenant, id authz.DecisionID) (*Decision, error)

@@ -46,14 +46,19 @@ often := least.rarely_used.scope_days_used
 
 once := least.unused.scope_days_used
 
-used(scope, days) := {
+used(scope, days) := object.union(known, {
 	"scope": scope,
 	"granted": true,
 	"requests": 0,
 	"days_used": days,
 	"idle_days": 0,
+})
+
+# From where the key was always used.
+known := {
 	"networks": least.new_network.scope_networks,
 	"network_age_days": least.new_network.scope_network_age_days,
+	"used_for_days": least.new_network.scope_used_for_days,
 }
 
 key(change) := object.union(good, {"key": change})
@@ -149,13 +154,13 @@ test_rarely_used_scope if {
 }
 
 test_scope_from_a_new_network_alone if {
-	new := object.union(read, {"networks": 1, "network_age_days": 0})
+	new := object.union(read, {"networks": 1, "network_age_days": 0, "used_for_days": 0})
 	found == {"rarely_used_scope"} with input as scopes([new, write])
-	known := least.new_network.scope_network_age_days
 	better_ones := [
 		{"networks": 0},
-		{"networks": least.new_network.scope_networks},
-		{"network_age_days": known},
+		{"networks": known.networks},
+		{"network_age_days": known.network_age_days},
+		{"used_for_days": known.used_for_days},
 		{"granted": false},
 		{"days_used": 0},
 	]

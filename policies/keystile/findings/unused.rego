@@ -99,7 +99,7 @@ finding contains {
 # title: Scope from a new network alone
 # description: |
 #   rarely_used_scope. Whoever exercises the scope does so from one network, from which the key was not used before,
-#   while the key is known from others.
+#   and nobody exercised it before; the key itself is known from others.
 # labels:
 #   code: rarely_used_scope
 finding contains {
@@ -116,8 +116,7 @@ finding contains {
 } if {
 	usable
 	known_from_others
-	some scope in input.scopes
-	from_a_new_network(scope)
+	some scope in from_a_new_network
 	not seldom(scope)
 }
 
@@ -165,12 +164,14 @@ seldom(scope) if {
 	scope.days_used < least.rarely_used.scope_days_used
 }
 
-from_a_new_network(scope) if {
+from_a_new_network contains scope if {
+	some scope in input.scopes
 	scope.granted
 	in_use(scope)
 	scope.networks >= 1
 	scope.networks < new.scope_networks
 	scope.network_age_days < new.scope_network_age_days
+	scope.used_for_days < new.scope_used_for_days
 }
 
 known_from_others if input.key.networked_days >= new.networked_days
