@@ -26,7 +26,7 @@ func BenchmarkAudit_Keys(b *testing.B) {
 			db := sqlx.MustConnect("postgres", at)
 			defer func() { _ = db.Close() }()
 			rows := insertAudited(b, db, keys)
-			until := time.Now().UTC().Truncate(24 * time.Hour)
+			until := time.Now()
 			f := manage.EvidenceFilter{Since: until.AddDate(0, 0, -92), Until: until}
 			for b.Loop() {
 				copying := copyRows(b, db)
@@ -119,14 +119,14 @@ func insertAudited(b *testing.B, db *sqlx.DB, keys int) (rows int64) {
 		{`INSERT INTO usage_shapes SELECT ('00000000-0000-0000-0000-00000000010' || i)::uuid, '', 'GET', '', '', false, false, '', '', '', false, '', 'given', 0, i > 3, false,
 			ARRAY[(ARRAY['tickets:read','tickets:write','customers:read','customers:write'])[1 + i % 4]], now()::date FROM generate_series(0, 7) i`, nil},
 		// Each of up to four things that a key does, on some days.
-		{`INSERT INTO usage_days SELECT now()::date - 1 - (d * 9 + h % 7), k.organization_id, k.id, '00000000-0000-0000-0000-000000000000', '00000000-0000-0000-0000-000000000001',
+		{`INSERT INTO usage_days SELECT now()::date - 1 - (d * 18 + h % 7), k.organization_id, k.id, '00000000-0000-0000-0000-000000000000', '00000000-0000-0000-0000-000000000001',
 				('00000000-0000-0000-0000-00000000010' || CASE WHEN h / 13 % 400 = 0 THEN 4 ELSE 0 END + s)::uuid, CASE WHEN h / 17 % 40 = 0 AND s = 0 THEN 'rate_limited' ELSE 'allowed' END, 1 + h % 100
-			FROM made m JOIN api_keys k ON k.id = m.id, generate_series(0, 9) d, generate_series(0, 3) s
-			WHERE h / 3 % 20 > 0 AND (s = 0 OR (h / (s * 5 + 2)) % 4 = 0) AND d <= h / 9 % 10`, nil},
-		{`INSERT INTO usage_networks SELECT now()::date - 1 - (d * 9 + h % 7), k.organization_id, k.id, (ARRAY['tickets:read','tickets:write','customers:read','customers:write'])[1 + s],
+			FROM made m JOIN api_keys k ON k.id = m.id, generate_series(0, 4) d, generate_series(0, 3) s
+			WHERE h / 3 % 20 > 0 AND (s = 0 OR (h / (s * 5 + 2)) % 4 = 0) AND d <= h / 9 % 5`, nil},
+		{`INSERT INTO usage_networks SELECT now()::date - 1 - (d * 18 + h % 7), k.organization_id, k.id, (ARRAY['tickets:read','tickets:write','customers:read','customers:write'])[1 + s],
 				('10.' || h % 250 || '.' || (h / 250 + s * (h / 6 % 2)) % 250 || '.0/24')::cidr, true, 1 + h % 100
-			FROM made m JOIN api_keys k ON k.id = m.id, generate_series(0, 9) d, generate_series(0, 3) s
-			WHERE h / 3 % 20 > 0 AND (s = 0 OR (h / (s * 5 + 2)) % 4 = 0) AND d <= h / 9 % 10`, nil},
+			FROM made m JOIN api_keys k ON k.id = m.id, generate_series(0, 4) d, generate_series(0, 3) s
+			WHERE h / 3 % 20 > 0 AND (s = 0 OR (h / (s * 5 + 2)) % 4 = 0) AND d <= h / 9 % 5`, nil},
 		{`INSERT INTO scope_uses SELECT key_id, scopes, min(day), max(day) + interval '12 hours' FROM usage_networks GROUP BY key_id, scopes`, nil},
 		{`VACUUM ANALYZE`, nil},
 	} {

@@ -1,9 +1,6 @@
 package authz
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // Facts are evidence as policy sees it: words, and whole numbers in the place of times and
 // counts. There is no name and no id in them, so that keys with the same facts are judged once.
@@ -178,10 +175,4 @@ func floor(n int64, steps []int64) int64 {
 		at = step
 	}
 	return at
-}
-
-// Equal tells whether two facts are the same.
-func (f *Facts) Equal(o *Facts) bool {
-	return f.Environment == o.Environment && f.State == o.State && f.Expires == o.Expires && f.Rotated == o.Rotated &&
-		f.Figures == o.Figures && slices.Equal(f.Scopes, o.Scopes)
 }

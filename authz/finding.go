@@ -120,7 +120,7 @@ type KeyFindings struct {
 }
 
 // Ruling is what policy says of facts: findings whose texts have placeholders for exact
-// figures (see FindingText), and the kinds that the facts do not carry.
+// figures (see Evidence.FillFinding), and the kinds that the facts do not carry.
 type Ruling struct {
 	Findings  []Finding
 	Undecided []FindingCode

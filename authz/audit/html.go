@@ -66,7 +66,7 @@ func (r *htmlRenderer) End(s *authz.AuditSummary) error {
 type page struct {
 	Title, Window, Recorded, Policy string
 	Tiles                           []tile
-	Severities, Codes               chart
+	Severities, Keys, Codes         chart
 	Organizations                   []*organization
 	Listed, LeftOut                 int64
 	Clean                           bool
@@ -142,7 +142,7 @@ func (r *htmlRenderer) page(s *authz.AuditSummary) page {
 		{Label: "low", Value: number(s.BySeverity[authz.SeverityLow]), Class: "low"},
 		{Label: "not enough evidence", Value: number(s.Undecided), Note: "neither found nor ruled out"},
 	}
-	p.Severities, p.Codes = r.severityChart(), r.codeChart()
+	p.Severities, p.Keys, p.Codes = r.severityChart(), keyChart(s), r.codeChart()
 	p.Organizations = organizationsOf(keys)
 	return p
 }
@@ -168,6 +168,24 @@ func (r *htmlRenderer) severityChart() chart {
 			n += by[severity]
 		}
 		bars = append(bars, barOf(string(severity), map[authz.Severity]int64{severity: n}))
+	}
+	return chartOf(bars)
+}
+
+// keyChart is how many keys there is what to say of.
+func keyChart(s *authz.AuditSummary) chart {
+	var bars []bar
+	for _, group := range []struct {
+		label, class string
+		n            int64
+	}{
+		{"with findings", string(authz.SeverityHigh), s.Flagged},
+		{"not enough evidence", "unknown", s.Undecided},
+		{"looked at", "all", s.Keys},
+	} {
+		b := bar{Label: group.label, Count: number(group.n), End: float64(group.n)}
+		b.Parts = []part{{Width: b.End, Class: group.class}}
+		bars = append(bars, b)
 	}
 	return chartOf(bars)
 }
