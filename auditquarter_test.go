@@ -121,7 +121,7 @@ func readQuarter(t testing.TB) quarterParameters {
 }
 
 func newQuarter(p quarterParameters, seed uint64) *quarter {
-	q := &quarter{quarterParameters: p, random: rand.New(rand.NewPCG(seed, 7)), planted: map[authz.KeyID]authz.FindingCode{}} //nolint:gosec // made up
+	q := &quarter{quarterParameters: p, random: rand.New(rand.NewPCG(seed, 7)), planted: map[authz.KeyID]authz.FindingCode{}}
 	for range p.Organizations {
 		q.organizations = append(q.organizations, authz.NewOrganizationID(p.Since.AddDate(-1, 0, 0)))
 	}
@@ -158,7 +158,7 @@ func (q *quarter) dayOf(t time.Time) int {
 func (q *quarter) volume() int64 { return int64(math.Exp(q.random.NormFloat64()*1.3+3)) + 1 }
 
 func (q *quarter) network() netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(q.random.IntN(256)), byte(q.random.IntN(256)), 0}), 24) //nolint:gosec // a byte
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(q.random.IntN(256)), byte(q.random.IntN(256)), 0}), 24)
 }
 
 // ordinary is a key that has nothing wrong with it: it ends some day, is rotated in time, and uses
@@ -215,15 +215,13 @@ func (q *quarter) ordinary(i int) *quarterKey {
 
 // secretsOf rotates in time: the newest secret is at most some weeks old at the end.
 func (q *quarter) secretsOf(k *quarterKey, begin, end int) {
-	newest := begin
 	// late are calls with old secrets, counted from the first: which is how old is known at the end.
 	late := map[quarterUse]int64{}
 	first := quarterSecret{id: authz.NewSecretID(k.created), created: k.created, expires: q.Until.AddDate(0, 0, q.between(1, 200))}
 	k.secrets = []quarterSecret{first}
 	// Every 60 to 89 days: some are about to be rotated when the window ends.
 	for next := begin + q.between(60, 88); next < end; next += q.between(60, 88) {
-		newest = next
-		made := q.at(newest)
+		made := q.at(next)
 		old := &k.secrets[len(k.secrets)-1]
 		old.expires = made.Add(time.Duration(q.between(0, 7*24)) * time.Hour)
 		k.secrets = append(k.secrets, quarterSecret{id: authz.NewSecretID(made), created: made, expires: q.Until.AddDate(0, 0, q.between(1, 200))})
@@ -637,7 +635,7 @@ func (q *quarter) insert(t testing.TB, db *sqlx.DB) {
 	}
 	fill := func(table string, columns []string, rows func(add func(...any))) {
 		t.Helper()
-		statement, err := tx.PrepareContext(t.Context(), pq.CopyIn(table, columns...))
+		statement, err := tx.PrepareContext(t.Context(), fmt.Sprintf(`COPY %s (%s) FROM STDIN`, table, strings.Join(columns, ", ")))
 		if err != nil {
 			t.Fatal(err)
 		}

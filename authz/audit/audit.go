@@ -4,6 +4,7 @@ package audit
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -77,6 +78,7 @@ type judge struct {
 	asked   int64
 	class   []byte
 	rounded authz.Facts
+	scopes  []authz.ScopeFacts
 }
 
 func newJudge(policy authz.FindingsPolicy) *judge {
@@ -116,9 +118,9 @@ func (j *judge) judge(ctx context.Context, e *authz.Evidence) (*authz.KeyFinding
 
 // ruling is what policy says of the class of facts.
 func (j *judge) ruling(ctx context.Context, exact *authz.Facts) (authz.Ruling, error) {
-	scopes := append(j.rounded.Scopes[:0], exact.Scopes...)
+	j.scopes = append(j.scopes[:0], exact.Scopes...)
 	j.rounded = *exact
-	j.rounded.Scopes = scopes
+	j.rounded.Scopes = j.scopes
 	j.rounded.Round(j.policy.Steps())
 	j.class = appendClass(j.class[:0], &j.rounded)
 	if known, ok := j.known[string(j.class)]; ok {
@@ -188,12 +190,7 @@ func appendFlag(b []byte, yes bool) []byte {
 }
 
 // appendNumber is a varint, of which none is the beginning of another.
-func appendNumber(b []byte, n int64) []byte {
-	for ; n >= 0x80 || n < 0; n = int64(uint64(n) >> 7) { //nolint:gosec // its bits
-		b = append(b, byte(n)|0x80) //nolint:gosec // the lower 7 bits
-	}
-	return append(b, byte(n))
-}
+func appendNumber(b []byte, n int64) []byte { return binary.AppendVarint(b, n) }
 
 // proposed are the granted scopes without those that findings would remove.
 func proposed(k *authz.KeyFindings) []authz.Scope {

@@ -141,7 +141,7 @@ func TestAudit_AClassIsToldWhatEachOfItsKeysWouldBe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // examples
+	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	var all []*authz.Evidence
 	for i := range 3_000 {
 		all = append(all, randomEvidence(random, i))

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/supportstation/keystile/authz"
 )
@@ -82,7 +83,7 @@ func defused(cell string) string {
 	case '\t', '\r', '\n':
 		return "'" + cell
 	}
-	if begins := strings.TrimLeft(cell, " \t\r\n\u00a0\ufeff"); begins != "" && strings.ContainsRune("=+-@＝＋－＠", []rune(begins)[0]) {
+	if begins, _ := utf8.DecodeRuneInString(strings.TrimLeft(cell, " \t\r\n\u00a0\ufeff")); strings.ContainsRune("=+-@＝＋－＠", begins) {
 		return "'" + cell
 	}
 	return cell

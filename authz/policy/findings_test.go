@@ -15,10 +15,10 @@ import (
 func TestFindings_AClassIsJudgedAsItsExactEvidence(t *testing.T) {
 	s := mustLoad(t, shipped())
 	judge := s.in(newLane()).Findings(invariantBudget)
-	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // examples
+	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	kinds := map[authz.FindingCode]int{}
 	for range 4_000 {
-		exact := RandomFacts(random, judge.Steps(), s.catalogue)
+		exact := randomFacts(random, judge.Steps(), s.catalogue)
 		rounded := exact
 		rounded.Scopes = slices.Clone(exact.Scopes)
 		rounded.Round(judge.Steps())
@@ -110,10 +110,10 @@ func TestGate_FindingsThatCannotBeReliedOnAreRefused(t *testing.T) {
 func BenchmarkFindings(b *testing.B) {
 	s := mustLoad(b, shipped())
 	judge := s.in(newLane()).Findings(findingsBudget)
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // examples
+	random := rand.New(rand.NewPCG(1, 2))
 	facts := make([]authz.Facts, 256)
 	for i := range facts {
-		facts[i] = RandomFacts(random, judge.Steps(), s.catalogue)
+		facts[i] = randomFacts(random, judge.Steps(), s.catalogue)
 	}
 	for i := 0; b.Loop(); i++ {
 		if _, err := judge.Judge(b.Context(), &facts[i%len(facts)]); err != nil {

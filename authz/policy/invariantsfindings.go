@@ -30,7 +30,7 @@ func (x *examiner) findings(ctx context.Context) {
 		if x.done(ctx) {
 			return
 		}
-		exact := RandomFacts(random, judge.Steps(), x.s.catalogue)
+		exact := randomFacts(random, judge.Steps(), x.s.catalogue)
 		rounded := exact
 		rounded.Scopes = append([]authz.ScopeFacts(nil), exact.Scopes...)
 		rounded.Round(judge.Steps())
@@ -82,8 +82,8 @@ func (x *examiner) culprit(ctx context.Context, judge *Findings, exact *authz.Fa
 	return ""
 }
 
-// RandomFacts are facts about the steps of their figures, where rounding matters.
-func RandomFacts(random *rand.Rand, steps *authz.EvidenceSteps, c authz.Catalogue) authz.Facts {
+// randomFacts are facts about the steps of their figures, where rounding matters.
+func randomFacts(random *rand.Rand, steps *authz.EvidenceSteps, c authz.Catalogue) authz.Facts {
 	one := func(steps []int64) int64 {
 		at := []int64{0, 1, 2, 3, random.Int64N(20), random.Int64N(1000)}
 		for _, s := range steps {
