@@ -13,14 +13,8 @@ import (
 	"github.com/supportstation/keystile/authz/manage"
 )
 
-const (
-	// maxEvidenceDays bounds a window: days are kept for about so long.
-	maxEvidenceDays = 800
-	// noAddress is the network of requests whose address was not told, otherNetworks of those
-	// for which there was no room on a day.
-	noAddress     = "::/128"
-	otherNetworks = "::/0"
-)
+// maxEvidenceDays bounds a window: days are kept for about so long.
+const maxEvidenceDays = 800
 
 // evidenceKeys picks keys. Its arguments are the tenant, the organization and the key (NULL for
 // all), and until when.
@@ -259,7 +253,7 @@ func (c *evidenceReader) openMonth(ctx context.Context, t manage.Tenant, f manag
 			GROUP BY u.key_id, u.shape_id, u.code, ended ORDER BY u.key_id`, args...),
 		m.networks.open(ctx, `
 			SELECT u.key_id, u.scopes, u.network, min(u.day) - $5::date
-			FROM usage_networks u`+evidenceWhere+` AND u.day >= $5::date AND u.day < $6::date AND u.allowed AND u.network <> '`+noAddress+`'
+			FROM usage_networks u`+evidenceWhere+` AND u.day >= $5::date AND u.day < $6::date AND u.allowed AND u.network <> '`+noNetwork.String()+`'
 			GROUP BY u.key_id, u.scopes, u.network ORDER BY u.key_id`, args...),
 	)
 }

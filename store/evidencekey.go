@@ -216,7 +216,7 @@ func (e *evidence) used(u *evidenceScope, w authz.Window) {
 
 // addNetwork adds a network of allowed requests.
 func (c *evidenceReader) addNetwork(n *evidenceNetwork, offset int) {
-	if n.network == otherNetworks {
+	if n.network == otherNetworks.String() {
 		c.e.NetworksCapped = true
 	}
 	day := offset + n.first
