@@ -51,15 +51,20 @@ func overridesMethod(h http.Header) bool {
 	return false
 }
 
-// fromBrowser goes by headers that scripts in a page cannot remove.
-// Sec-Fetch-Mode alone does not count: Node's fetch sends it from servers.
+// fromBrowser tells whether a request is one that a browser sent.
+//
+// Sec-Fetch-Site (https://www.w3.org/TR/fetch-metadata/) is a header that no script in a page
+// can set or remove, and that needs an origin to be relative to, which a server has not:
+// Node's fetch sends Sec-Fetch-Mode, and never this one. Browsers send it to https and to
+// loopback alone, and Safari does since 16.4; for the others an Origin counts together with
+// the Mozilla/ by which every browser begins its User-Agent. An Origin alone does not: clients
+// of websockets, and servers that call what checks it, send one, too.
 func fromBrowser(h http.Header) bool {
-	for _, name := range []string{"Origin", "Sec-Fetch-Site", "Sec-Fetch-Dest"} {
-		if _, sent := h[name]; sent {
-			return true
-		}
+	switch h.Get("Sec-Fetch-Site") {
+	case "cross-site", "same-site", "same-origin", "none":
+		return true
 	}
-	return false
+	return h.Get("Origin") != "" && strings.HasPrefix(h.Get("User-Agent"), "Mozilla/")
 }
 
 // withoutCredentials copies h without what must not reach handlers and their

@@ -22,6 +22,7 @@ type Guard struct {
 	action      string
 	environment Environment
 	clientIP    func(*http.Request) string
+	browser     func(*http.Request) bool
 	adjust      func(*http.Request, *Question)
 	keepKey     bool
 	failOpen    func(*http.Request, error)
@@ -51,6 +52,21 @@ func WithClientIP(from func(*http.Request) string) GuardOption {
 	return func(g *Guard) {
 		if from != nil {
 			g.clientIP = from
+		}
+	}
+}
+
+// WithBrowser tells which requests come from a browser, where a key is in the
+// hands of everyone who opens the page. By default those with Sec-Fetch-Site,
+// and those with an Origin and a browser's User-Agent. Whoever has the key can
+// leave these out: it finds keys that were put into pages, and keeps nobody out.
+// A customer's server that passes a page's headers on with its own key looks
+// like a browser, too. A nil from leaves the default; to change some of its
+// answers, use [WithQuestion].
+func WithBrowser(from func(*http.Request) bool) GuardOption {
+	return func(g *Guard) {
+		if from != nil {
+			g.browser = from
 		}
 	}
 }
@@ -89,7 +105,10 @@ func OnError(notify func(*http.Request, error)) GuardOption {
 // NewGuard returns a guard that asks checker, usually a [*Client]. With a nil
 // checker every request gets 503.
 func NewGuard(checker Checker, opts ...GuardOption) *Guard {
-	g := &Guard{checker: checker, clientIP: remoteAddress, onError: logError}
+	g := &Guard{
+		checker: checker, clientIP: remoteAddress, onError: logError,
+		browser: func(r *http.Request) bool { return fromBrowser(r.Header) },
+	}
 	for _, opt := range opts {
 		opt(g)
 	}
@@ -151,7 +170,7 @@ func (g *Guard) question(r *http.Request) (Question, Code) {
 		Action:      g.action,
 		Environment: g.environment,
 		ClientIP:    normalAddress(g.clientIP(r)),
-		Browser:     fromBrowser(r.Header),
+		Browser:     g.browser(r),
 	}
 	if g.adjust != nil {
 		g.adjust(r, &q)

@@ -193,28 +193,88 @@ func TestProtect_AsksAboutTheRequestAsItIs(t *testing.T) {
 	r := newRig(t)
 	tests := []struct {
 		method, target, path string
-		headers              []string
-		browser              bool
 	}{
-		{"GET", tickets + "/4%2F2?key=x&_method=DELETE", tickets + "/4%2F2", nil, false},
-		{"HEAD", tickets + "/../customers", tickets + "/../customers", nil, false},
-		{"GET", "//" + "x//y/", "//x//y/", nil, false},
-		{"PURGE", "http://other.example" + tickets, tickets, nil, false},
-		{"GET", tickets, tickets, []string{"Origin: https://shop.example"}, true},
-		{"GET", tickets, tickets, []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors", "Sec-Fetch-Dest: empty"}, true},
-		// What Node's fetch sends from a server.
-		{"GET", tickets, tickets, []string{"Sec-Fetch-Mode: cors", "User-Agent: node"}, false},
+		{"GET", tickets + "/4%2F2?key=x&_method=DELETE", tickets + "/4%2F2"},
+		{"HEAD", tickets + "/../customers", tickets + "/../customers"},
+		{"GET", "//" + "x//y/", "//x//y/"},
+		{"PURGE", "http://other.example" + tickets, tickets},
 	}
 	for i, tt := range tests {
-		r.raw(t, tt.method, tt.target, append([]string{r.bearer(), "X-Forwarded-For: 203.0.113.9", "X-Real-IP: 203.0.113.9", "Forwarded: for=203.0.113.9"}, tt.headers...)...)
+		r.raw(t, tt.method, tt.target, r.bearer(), "X-Forwarded-For: 203.0.113.9", "X-Real-IP: 203.0.113.9", "Forwarded: for=203.0.113.9")
 		asked := r.service.Asked()
 		if len(asked) != i+1 {
 			t.Fatalf("%s %s: not asked", tt.method, tt.target)
 		}
 		got := asked[i]
-		if got.Method != tt.method || got.Path != tt.path || got.Browser != tt.browser || got.ClientIP != "127.0.0.1" {
+		if got.Method != tt.method || got.Path != tt.path || got.Browser || got.ClientIP != "127.0.0.1" {
 			t.Errorf("%s %s asked as %+v", tt.method, tt.target, got)
 		}
+	}
+}
+
+// Headers as they were seen of each client.
+func TestProtect_TellsBrowsersFromServers(t *testing.T) {
+	const (
+		chrome  = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36"
+		safari  = "User-Agent: Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/15.6 Safari/605.1.15"
+		shop    = "Origin: https://shop.example"
+		fetched = "Sec-Fetch-Mode: cors"
+	)
+	tests := map[string]struct {
+		headers []string
+		browser bool
+	}{
+		"Chrome, from another site":       {[]string{shop, "Sec-Fetch-Site: cross-site", fetched, "Sec-Fetch-Dest: empty", chrome}, true},
+		"Chrome, from the same origin":    {[]string{"Sec-Fetch-Site: same-origin", fetched, "Sec-Fetch-Dest: empty", chrome}, true},
+		"a page that hides the agent":     {[]string{shop, "Sec-Fetch-Site: same-site", fetched, "User-Agent: server/1.0"}, true},
+		"an extension":                    {[]string{"Sec-Fetch-Site: none", fetched, chrome}, true},
+		"Safari before it sent Sec-Fetch": {[]string{shop, safari}, true},
+		"a page in a sandbox, plain http": {[]string{"Origin: null", chrome}, true},
+		"Node's fetch":                    {[]string{fetched, "User-Agent: node"}, false},
+		"Node's fetch that says more":     {[]string{fetched, "Sec-Fetch-Dest: empty", "User-Agent: node"}, false},
+		"a client of websockets":          {[]string{shop, "Connection: Upgrade", "Upgrade: websocket", "User-Agent: Python/3.13 websockets/15.0"}, false},
+		"a server that names an origin":   {[]string{shop, "User-Agent: Go-http-client/1.1"}, false},
+		"a server that poses as Mozilla":  {[]string{"User-Agent: Mozilla/5.0 (compatible; monitor/2.1)"}, false},
+		"a value that no browser sends":   {[]string{"Sec-Fetch-Site: yes"}, false},
+		"curl":                            {[]string{"User-Agent: curl/8.14.1"}, false},
+		"nothing":                         {nil, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.raw(t, "GET", tickets, append([]string{r.bearer()}, tt.headers...)...)
+			if asked := r.service.Asked(); len(asked) != 1 || asked[0].Browser != tt.browser {
+				t.Errorf("asked %+v; want one with browser %v", asked, tt.browser)
+			}
+		})
+	}
+}
+
+func TestProtect_TheApplicationMayKnowBrowsersBetter(t *testing.T) {
+	never := keystile.WithBrowser(func(*http.Request) bool { return false })
+	some := keystile.WithQuestion(func(r *http.Request, q *keystile.Question) {
+		q.Browser = q.Browser && r.Header.Get("X-Partner") == ""
+	})
+	page, partner := "Sec-Fetch-Site: cross-site", "X-Partner: yes"
+	tests := map[string]struct {
+		option  keystile.GuardOption
+		headers []string
+		browser bool
+	}{
+		"none at all":         {never, []string{page}, false},
+		"all but some":        {some, []string{page}, true},
+		"one of the some":     {some, []string{page, partner}, false},
+		"nil is the default":  {keystile.WithBrowser(nil), []string{page}, true},
+		"nil is no yes, also": {keystile.WithBrowser(nil), nil, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, tt.option)
+			r.raw(t, "GET", tickets, append([]string{r.bearer()}, tt.headers...)...)
+			if asked := r.service.Asked(); len(asked) != 1 || asked[0].Browser != tt.browser {
+				t.Errorf("asked %+v; want one with browser %v", asked, tt.browser)
+			}
+		})
 	}
 }
 

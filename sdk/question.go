@@ -47,7 +47,8 @@ type Question struct {
 	ClientIP string `json:"client_ip,omitempty"`
 
 	// Browser says that the request comes from a web page, where a key is in
-	// the hands of everyone who opens it.
+	// the hands of everyone who opens it. It is kept as evidence, and a reason
+	// to deny (browser_use) where policy says so.
 	Browser bool `json:"browser,omitempty"`
 
 	// Cost is what the request takes from the rate limit, 1 to 10,000. Zero
