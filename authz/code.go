@@ -120,6 +120,14 @@ func (c Code) policyRank() int {
 	return 7
 }
 
+// PolicyDenials are the codes under which policy denies.
+func PolicyDenials() []Code {
+	return []Code{
+		CodeEnvironmentMismatch, CodeOrganizationMismatch, CodeIPNotAllowed, CodeAmbiguousPath, CodeUnknownRoute, CodeBrowserUse,
+		CodeInsufficientScope, CodePolicyDenied,
+	}
+}
+
 // reserved tells whether a code is one that Go alone gives: a policy that returns
 // it is wrong.
 func (c Code) reserved() bool {

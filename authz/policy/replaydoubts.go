@@ -202,26 +202,38 @@ func (d *doubts) about(shape authz.Shape, faithful bool, diff *authz.PolicyDiff)
 	if len(d.reasons) > 0 {
 		return true
 	}
-	var why string
-	switch {
-	case !faithful:
-		why = "fences of keys, or external ids of organizations, have changed since"
-	case d.types && shape.ResourceType == authz.Blank:
-		why = "rules look at the type of a resource, and some that were recorded are no plain words"
-	case shape.Action == authz.Blank && (shape.Ambiguous || shape.Template() != ""):
-		why = "an action that came with a path was not required where that matched nothing, so it was not recorded"
-	case shape.Action == authz.Blank && d.actions:
-		why = "rules or new scopes look at an action, and some that were recorded were no scopes"
-	case shape.Method == authz.Blank && (d.methods || d.before.unusual || d.after.unusual):
-		why = "rules or routes look at methods that are not recorded as they were"
-	default:
-		why = cmp.Or(d.after.doubt(shape, d.before, true), d.before.doubt(shape, d.before, false))
-	}
+	why := d.why(shape, faithful)
 	if why != "" && !d.told[why] && len(diff.Reasons) < maxReplayReasons {
 		d.told[why] = true
 		diff.Reasons = append(diff.Reasons, authz.PolicyProblem{Stage: authz.StageLoad, Message: why})
 	}
 	return why != ""
+}
+
+// why tells why that may be so, "" that it is not.
+func (d *doubts) why(shape authz.Shape, faithful bool) string {
+	switch {
+	case len(d.reasons) > 0:
+		return d.reasons[0].String()
+	case !faithful:
+		return "fences of keys, or external ids of organizations, have changed since"
+	case d.types && shape.ResourceType == authz.Blank:
+		return "rules look at the type of a resource, and some that were recorded are no plain words"
+	}
+	return d.whyRequired(shape)
+}
+
+// whyRequired is why for what tells which scopes a request needs: method, path and action.
+func (d *doubts) whyRequired(shape authz.Shape) string {
+	switch {
+	case shape.Action == authz.Blank && (shape.Ambiguous || shape.Template() != ""):
+		return "an action that came with a path was not required where that matched nothing, so it was not recorded"
+	case shape.Action == authz.Blank && d.actions:
+		return "rules or new scopes look at an action, and some that were recorded were no scopes"
+	case shape.Method == authz.Blank && (d.methods || d.before.unusual || d.after.unusual):
+		return "rules or routes look at methods that are not recorded as they were"
+	}
+	return cmp.Or(d.after.doubt(shape, d.before, true), d.before.doubt(shape, d.before, false))
 }
 
 // tooSlow notes that answers took longer than a check waits for.
