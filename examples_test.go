@@ -8,6 +8,9 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
 )
 
 // freePorts returns two different addresses that were free a moment ago.
@@ -44,8 +47,8 @@ func startDemonstration(t *testing.T) *demonstration {
 	return d
 }
 
-// call asks an example app as a customer's integration would.
-func (d *demonstration) call(t *testing.T, method, url, key, body string) (*http.Response, string) {
+// call asks an example app as a customer's integration would; headers are pairs.
+func (d *demonstration) call(t *testing.T, method, url, key, body string, headers ...string) (*http.Response, string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -57,6 +60,9 @@ func (d *demonstration) call(t *testing.T, method, url, key, body string) (*http
 	if body != "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
 	response, err := testClient().Do(r)
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +73,28 @@ func (d *demonstration) call(t *testing.T, method, url, key, body string) (*http
 		t.Fatal(err)
 	}
 	return response, string(raw)
+}
+
+// eventually waits until a query of the service's database is true.
+func (d *demonstration) eventually(t *testing.T, query string) {
+	t.Helper()
+	db, err := sqlx.ConnectContext(t.Context(), "postgres", d.info.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(50 * time.Millisecond) {
+		var yes bool
+		if err := db.GetContext(t.Context(), &yes, query); err != nil {
+			t.Fatal(err)
+		}
+		if yes {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it is not so: %s", query)
+		}
+	}
 }
 
 // The promises of the authentication guide, kept by the example apps.
@@ -123,6 +151,19 @@ func TestE2E_TheGuidesPromisesHold(t *testing.T) {
 		if r, body := d.call(t, http.MethodPost, customers, "acme_read", `{"name":"a","email":"a@example.com"}`); r.StatusCode != 403 || !strings.Contains(body, "customers:write") {
 			t.Errorf("%d %s", r.StatusCode, body)
 		}
+	})
+	t.Run("a key in a web page leaves evidence", func(t *testing.T) {
+		if r, body := d.call(t, http.MethodGet, customers, "globex_live", "", "Sec-Fetch-Site", "cross-site", "Origin", "https://shop.example"); r.StatusCode != 200 {
+			t.Fatalf("%d %s", r.StatusCode, body)
+		}
+		d.eventually(t, `SELECT EXISTS (SELECT FROM usage_hours u JOIN usage_shapes s ON s.id = u.shape_id JOIN api_keys k ON k.id = u.key_id
+			JOIN organizations o ON o.id = k.organization_id WHERE s.browser AND s.route = '/api/v1/customers' AND o.name ILIKE 'globex%')`)
+		if r, body := d.call(t, http.MethodGet, tickets, "globex_live", "", "Origin", "https://shop.example"); r.StatusCode != 200 {
+			t.Fatalf("%d %s", r.StatusCode, body)
+		}
+		d.eventually(t, `SELECT count(*) FILTER (WHERE s.browser) = 0 AND count(*) > 0 FROM usage_hours u JOIN usage_shapes s ON s.id = u.shape_id
+			JOIN api_keys k ON k.id = u.key_id JOIN organizations o ON o.id = k.organization_id
+			WHERE s.method = 'GET' AND s.route = '/api/v1/tickets' AND o.name ILIKE 'globex%'`)
 	})
 	t.Run("of 110 requests 100 pass and the rest is told when to retry", func(t *testing.T) {
 		allowed, limited := 0, 0

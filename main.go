@@ -84,7 +84,8 @@ Start with "keystile dev": everything on this machine, with demonstration data.`
 	addTo(root, groupRun, newServeCommand(), newDevCommand(), newMigrateCommand(), newPeppersCommand(), newConfigCommand(), newDoctorCommand())
 	addTo(root, groupUse,
 		cli.NewCheckCommand(surroundings), cli.NewOrgsCommand(surroundings), cli.NewKeysCommand(surroundings),
-		cli.NewCallersCommand(surroundings), admins, policies, cli.NewAuditLogCommand(surroundings), cli.NewUsageCommand(surroundings),
+		cli.NewCallersCommand(surroundings), admins, policies, cli.NewAuditCommand(surroundings), cli.NewAuditLogCommand(surroundings),
+		cli.NewUsageCommand(surroundings),
 		cli.NewScopesCommand(surroundings), cli.NewReplicasCommand(surroundings),
 	)
 	addTo(root, groupSelf, newOPACommand(), newVersionCommand())

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/audit"
 	"github.com/supportstation/keystile/authz/decisionlog"
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/authz/ratelimit"
@@ -129,7 +130,8 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	}
 	management, err := manage.New(manage.Options{
 		Store: s.store, Policy: engine, Policies: s.policy.keeper, Format: cfg.KeyFormat, AuditKeys: manage.AuditKeys(cfg.AuditKeys, cfg.Peppers),
-		AcceptsForeign: s.store.AcceptsForeign, Decisions: manage.DecisionsKept{For: cfg.Decisions.For, Sample: cfg.Decisions.Sample},
+		Auditor: audit.New(engine), AcceptsForeign: s.store.AcceptsForeign,
+		Decisions: manage.DecisionsKept{For: cfg.Decisions.For, Sample: cfg.Decisions.Sample},
 	})
 	if err != nil {
 		return configError(err)

@@ -54,6 +54,8 @@ type management struct {
 	log      *slog.Logger
 	metrics  *metrics
 	long     slots
+	// auditing is for those who audit, or narrow keys by what was found.
+	auditing slots
 	// bodyTime is longBody; tests have less of it.
 	bodyTime time.Duration
 	// unverified keeps one line a second about admins who could not be verified:
@@ -177,6 +179,17 @@ func (m *management) admit(c *gin.Context) {
 		return
 	}
 	limit := maxManagementBody
+	if op.audits() {
+		if err := m.mayAudit(c, state); err != nil {
+			m.fail(c, err)
+			return
+		}
+		if !m.auditing.take(state.request.Actor) {
+			fail(c, managementProblem(authz.Unavailable("too many audits run already; try again", nil)))
+			return
+		}
+		defer m.auditing.give(state.request.Actor)
+	}
 	if op.takesLong() {
 		if err := m.mayStart(c, state); err != nil {
 			m.fail(c, err)
@@ -219,6 +232,30 @@ func (m *management) mayStart(c *gin.Context, state *managed) error {
 		return m.service.MayImport(c.Request.Context(), state.request, org) //nolint:wrapcheck // fail reads it
 	}
 	return m.service.MayVerify(c.Request.Context(), state.request, org) //nolint:wrapcheck // fail reads it
+}
+
+// audits tells whether the operation judges keys.
+func (o *operation) audits() bool {
+	switch o.id {
+	case "listFindings", "listOrganizationFindings", "applyKeyFindings", "applyOrganizationKeyFindings":
+		return true
+	}
+	return false
+}
+
+// mayAudit refuses an admin who may not audit, before a slot is taken. Of single keys the
+// operation sees to that at once.
+func (m *management) mayAudit(c *gin.Context, state *managed) error {
+	if _, ok := c.Params.Get("key"); ok {
+		return nil
+	}
+	var org authz.OrganizationID // zero is all of them
+	if text, ok := c.Params.Get("org"); ok {
+		if err := pathID(text, &org, "organization"); err != nil {
+			return err
+		}
+	}
+	return m.service.MayListFindings(c.Request.Context(), state.request, org) //nolint:wrapcheck // fail reads it
 }
 
 // takesLong tells whether the operation has a large body or walks many rows.

@@ -68,6 +68,14 @@ func accessRows(w *world) []accessRow {
 		{operation: "revokeKey", path: alone + "/revoke", own: writes, foreign: gone},
 		{operation: "revokeKeySecret", path: alone + "/secrets/" + w.acme.keySecretID + "/revoke", own: writes, foreign: gone},
 
+		{operation: "listFindings", path: "/v1/findings", own: none, foreign: none, readOnly: true},
+		{operation: "listOrganizationFindings", path: o + "/findings", own: all, foreign: gone, readOnly: true},
+		// Nothing is proposed for a new key, and nothing was taken from it.
+		{operation: "applyOrganizationKeyFindings", path: inOrg + "/findings/apply", body: `{}`, own: [3]int{409, 409, 403}, foreign: gone, ok: 409},
+		{operation: "applyKeyFindings", path: alone + "/findings/apply", body: `{}`, own: [3]int{409, 409, 403}, foreign: gone, ok: 409},
+		{operation: "undoOrganizationKeyFindings", path: inOrg + "/findings/undo", own: [3]int{409, 409, 403}, foreign: gone, ok: 409},
+		{operation: "undoKeyFindings", path: alone + "/findings/undo", own: [3]int{409, 409, 403}, foreign: gone, ok: 409},
+
 		{operation: "listOrganizationAuditLog", path: o + "/audit-log", own: [3]int{200, 403, 200}, foreign: gone, readOnly: true},
 		{operation: "verifyOrganizationAuditLog", path: o + "/audit-log/verify", body: `{}`, own: [3]int{200, 403, 200}, foreign: gone, readOnly: true},
 		{operation: "listAuditLog", path: "/v1/audit-log", own: none, foreign: none, readOnly: true},
@@ -275,7 +283,8 @@ func TestManagement_AMalformedIDIsOneThatNobodyHas(t *testing.T) {
 	zero := "00000000000000000000000000"
 	for _, path := range []string{
 		"/v1/organizations/org_" + zero, "/v1/organizations/org_" + zero + "/keys", "/v1/organizations/org_" + zero + "/keys/" + w.acme.key,
-		"/v1/organizations/org_" + zero + "/audit-log", "/v1/organizations/hunter2", "/v1/organizations/" + w.acme.key,
+		"/v1/organizations/org_" + zero + "/audit-log", "/v1/organizations/org_" + zero + "/findings", "/v1/organizations/" + w.globex.id + "/findings?key=" + w.acme.key,
+		"/v1/findings?key=hunter2", "/v1/findings?key=key_" + zero, "/v1/organizations/hunter2", "/v1/organizations/" + w.acme.key,
 		"/v1/organizations/" + strings.ToUpper(w.acme.id), "/v1/organizations/" + w.acme.id + "%00", "/v1/organizations/%6frg_" + w.acme.id[4:],
 		"/v1/organizations/" + w.acme.id + "/keys/hunter2", "/v1/keys/hunter2", "/v1/keys/key_" + zero, "/v1/callers/hunter2",
 		"/v1/callers/caller_" + zero, "/v1/admins/hunter2", "/v1/admins/admin_" + zero,

@@ -15,6 +15,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/audit"
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/authz/policy"
 	"github.com/supportstation/keystile/policies"
@@ -104,6 +105,16 @@ func (p passing) Shadowable(_ context.Context, files map[string]string, _ []byte
 	return source.Revision(), archive, err
 }
 
+func (p passing) Narrow(_ context.Context, _ *authz.Key, _ []authz.Scope, traffic []authz.RecordedOfKey) (*authz.Narrowing, error) {
+	out := &authz.Narrowing{Policy: p.Revision()}
+	for _, rows := range traffic {
+		out.Requests = append(out.Requests, authz.NarrowedRequests{
+			Outcome: authz.NarrowingKeeps, Method: rows.Shape.Method, Path: rows.Shape.Route, Requests: rows.Requests, Passed: rows.Passed,
+		})
+	}
+	return out, nil
+}
+
 func (p passing) State() authz.PolicyState {
 	return authz.PolicyState{Revision: p.Revision(), Origin: authz.OriginBuiltIn}
 }
@@ -137,7 +148,7 @@ func newWorld(t testing.TB, options ...worldOption) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mo := manage.Options{Store: w.store, Policy: engine, Policies: passing{engine}, Format: testFormat(t), AuditKeys: manage.AuditKeys(authz.Peppers{}, peppers)}
+	mo := manage.Options{Store: w.store, Policy: engine, Policies: passing{engine}, Auditor: audit.New(engine), Format: testFormat(t), AuditKeys: manage.AuditKeys(authz.Peppers{}, peppers)}
 	o := Options{
 		Checker: checker, Callers: authz.NewCallers(w.store, w.store.Clock()), Format: testFormat(t),
 		AcceptsForeign: w.store.AcceptsForeign, Admins: authz.NewAdmins(w.store, w.store.Clock()),

@@ -110,7 +110,7 @@ func (s *Store) DecidesBy(revision string) {
 
 // PolicyEffective implements manage.Store.
 func (s *Store) PolicyEffective(ctx context.Context, revision string) (manage.Effective, error) {
-	return s.awaitReplicas(ctx, func(r *replicaRow) bool { return r.PolicyRevision.String == revision })
+	return s.awaitReplicas(ctx, effectiveWithin, func(r *replicaRow) bool { return r.PolicyRevision.String == revision })
 }
 
 // Activations implements manage.Reader.

@@ -98,6 +98,17 @@ func (r *reads) recordedKeys(ctx context.Context, t manage.Tenant, rows []record
 			ids = append(ids, uuidOrZero(row.KeyID))
 		}
 	}
+	keys, err := r.keysOf(ctx, t, ids)
+	for id, k := range keys {
+		if !k.Asked(r.now) {
+			delete(keys, id)
+		}
+	}
+	return keys, err
+}
+
+// keysOf are keys as checks know them, but for those that cannot be read.
+func (r *reads) keysOf(ctx context.Context, t manage.Tenant, ids pq.StringArray) (map[authz.KeyID]*authz.Key, error) {
 	var found []keyRow
 	err := r.tx.SelectContext(ctx, &found, `
 		SELECT `+keyColumns+`, `+keyFinite+` AS finite
@@ -117,7 +128,7 @@ func (r *reads) recordedKeys(ctx context.Context, t manage.Tenant, rows []record
 			}
 			organizations[row.OrganizationID] = organization
 		}
-		if k, err := row.keyOf(organization); err == nil && k.Asked(r.now) {
+		if k, err := row.keyOf(organization); err == nil {
 			keys[k.ID] = k
 		}
 	}
@@ -180,14 +191,18 @@ func (r *reads) recordedShapes(ctx context.Context, known map[string]authz.Shape
 
 // callersByID are those that are there now, as checks know them.
 func (r *reads) callersByID(ctx context.Context, t manage.Tenant) (map[authz.CallerID]*authz.Caller, error) {
+	return r.readCallersForPolicy(ctx, `
+		SELECT id, name, environments FROM callers WHERE $1::boolean AND disabled_at IS NULL AND revoked_at IS NULL`, t.Everyone())
+}
+
+// readCallersForPolicy reads what policy sees of callers.
+func (r *reads) readCallersForPolicy(ctx context.Context, query string, args ...any) (map[authz.CallerID]*authz.Caller, error) {
 	var rows []struct {
 		ID           authz.CallerID `db:"id"`
 		Name         string         `db:"name"`
 		Environments pq.StringArray `db:"environments"`
 	}
-	err := r.tx.SelectContext(ctx, &rows, `
-		SELECT id, name, environments FROM callers WHERE $1::boolean AND disabled_at IS NULL AND revoked_at IS NULL`, t.Everyone())
-	if err != nil {
+	if err := r.tx.SelectContext(ctx, &rows, query, args...); err != nil {
 		return nil, translate("read the callers of recorded requests", err)
 	}
 	callers := make(map[authz.CallerID]*authz.Caller, len(rows))

@@ -25,16 +25,20 @@ const (
 	// effectiveWithin bounds how long a receipt waits, effectivePoll how often it looks.
 	effectiveWithin = time.Second
 	effectivePoll   = 10 * time.Millisecond
+	// countedWithin is how long is waited for what replicas have counted: they write it each
+	// flushEvery, and say so with the next heartbeat.
+	countedWithin = 4 * time.Second
 )
 
 // heartbeatSQL says that a replica lives and how far it is. sweepSQL before it clears
 // away those that cannot serve any more.
 const (
 	heartbeatSQL = `
-INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids, applied_mark, policy_revision)
-VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6, NULLIF($7::text, '')::uuid, $8)
+INSERT INTO replicas (id, name, started_at, heartbeat_at, applied_revision, stale_max_ms, pepper_ids, applied_mark, policy_revision,
+	counted_revision)
+VALUES ($1, $2, clock_timestamp() - make_interval(secs => $3), clock_timestamp(), $4, $5, $6, NULLIF($7::text, '')::uuid, $8, $9)
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = excluded.heartbeat_at, applied_revision = excluded.applied_revision,
-	applied_mark = excluded.applied_mark, policy_revision = excluded.policy_revision`
+	applied_mark = excluded.applied_mark, policy_revision = excluded.policy_revision, counted_revision = excluded.counted_revision`
 
 	sweepSQL = `
 WITH gone AS (DELETE FROM replicas
@@ -60,6 +64,8 @@ type replica struct {
 	// policy is the revision of the policy that decides here, told what the last heartbeat
 	// said of that.
 	policy, told string
+	// countedTold is what the last heartbeat said of Store.countedRevision.
+	countedTold int64
 }
 
 func newReplica() replica {
@@ -92,6 +98,8 @@ type heartbeat struct {
 	peppers       []string
 	// policy is the revision of the policy that decides there.
 	policy string
+	// counted is Store.countedRevision.
+	counted int64
 }
 
 // beat writes the heartbeat. A failure is told once and stops no change from being
@@ -99,8 +107,9 @@ type heartbeat struct {
 func (s *Store) beat(ctx context.Context) {
 	r, now := &s.replica, s.clock.elapsed()
 	sweep := now-r.swept > sweepEvery
+	counted := s.countedRevision.Load()
 	err := s.source.beat(ctx, heartbeat{
-		r.id, r.name, now, s.staleMax, s.applied.Load(), s.appliedMark, s.peppers.IDs(), r.policy,
+		r.id, r.name, now, s.staleMax, s.applied.Load(), s.appliedMark, s.peppers.IDs(), r.policy, counted,
 	}, sweep)
 	if err != nil {
 		if s.source.nobodyWrites(ctx, err) {
@@ -113,7 +122,7 @@ func (s *Store) beat(ctx context.Context) {
 		}
 		return
 	}
-	r.failing, r.beaten, r.covered, r.told = false, now, now, r.policy
+	r.failing, r.beaten, r.covered, r.told, r.countedTold = false, now, now, r.policy, counted
 	if sweep {
 		r.swept = now
 	}
@@ -137,6 +146,7 @@ type replicaRow struct {
 	AppliedRevision sql.NullInt64  `db:"applied_revision"`
 	StaleMaxMS      sql.NullInt64  `db:"stale_max_ms"`
 	PolicyRevision  sql.NullString `db:"policy_revision"`
+	CountedRevision sql.NullInt64  `db:"counted_revision"`
 	Current         sql.NullBool   `db:"current"`
 }
 
@@ -156,7 +166,7 @@ func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
 		SELECT v.n, clock_timestamp() AS now, x.* FROM revision v LEFT JOIN (
 			-- A revision counts as applied when it is the one of this database: after a restore
 			-- the same number may have been another's.
-			SELECT p.id, p.name, p.started_at, p.heartbeat_at, p.stale_max_ms, p.applied_revision, p.policy_revision,
+			SELECT p.id, p.name, p.started_at, p.heartbeat_at, p.stale_max_ms, p.applied_revision, p.policy_revision, p.counted_revision,
 				COALESCE(m.mark = p.applied_mark, p.applied_mark IS NULL) AS current
 			FROM replicas p LEFT JOIN revision_marks m ON m.n = p.applied_revision WHERE `+counting+`
 		) x ON true ORDER BY x.started_at, x.id`, heartbeatGrace.Milliseconds())
@@ -187,13 +197,22 @@ func (s *Store) Replicas(ctx context.Context) ([]manage.Replica, int64, error) {
 
 // Effective implements manage.Store. A replica is silent by its id.
 func (s *Store) Effective(ctx context.Context, revision int64) (manage.Effective, error) {
-	return s.awaitReplicas(ctx, func(r *replicaRow) bool { return r.Current.Bool && r.AppliedRevision.Int64 >= revision })
+	return s.awaitReplicas(ctx, effectiveWithin, func(r *replicaRow) bool { return r.Current.Bool && r.AppliedRevision.Int64 >= revision })
 }
 
-// awaitReplicas waits until all that may still serve have done something, a second at most.
-func (s *Store) awaitReplicas(ctx context.Context, done func(*replicaRow) bool) (manage.Effective, error) {
+// Counted implements manage.Store. A replica is silent by its id.
+func (s *Store) Counted(ctx context.Context, revision int64) (manage.Effective, error) {
+	// This replica need not wait for its next turn. What it cannot write now waits, and is told.
+	if s.Synchronize(ctx) == nil {
+		_ = s.flushUsage(ctx)
+	}
+	return s.awaitReplicas(ctx, countedWithin, func(r *replicaRow) bool { return r.Current.Bool && r.CountedRevision.Int64 >= revision })
+}
+
+// awaitReplicas waits until all that may still serve have done something, so long at most.
+func (s *Store) awaitReplicas(ctx context.Context, within time.Duration, done func(*replicaRow) bool) (manage.Effective, error) {
 	s.wakeUp() // this replica need not wait for its own notification
-	ctx, cancel := context.WithTimeout(ctx, effectiveWithin+listenReadDeadline)
+	ctx, cancel := context.WithTimeout(ctx, within+listenReadDeadline)
 	defer cancel()
 	started := time.Now()
 	tick := time.NewTicker(effectivePoll)
@@ -216,7 +235,7 @@ func (s *Store) awaitReplicas(ctx context.Context, done func(*replicaRow) bool) 
 			}
 			e.Replicas++
 		}
-		if e.Within = time.Since(started); len(e.Silent) == 0 || e.Within >= effectiveWithin {
+		if e.Within = time.Since(started); len(e.Silent) == 0 || e.Within >= within {
 			return e, nil
 		}
 		select {

@@ -271,7 +271,7 @@ func (p postgres) beat(ctx context.Context, h heartbeat, sweep bool) error {
 		query = sweepSQL + heartbeatSQL
 	}
 	_, err := p.changing.ExecContext(ctx, query, h.id, h.name, h.age.Seconds(), h.applied, h.staleMax.Milliseconds(),
-		pq.StringArray(h.peppers), h.mark, h.policy)
+		pq.StringArray(h.peppers), h.mark, h.policy, h.counted)
 	return err //nolint:wrapcheck // nobodyWrites looks into it
 }
 

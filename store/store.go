@@ -81,6 +81,8 @@ type Store struct {
 	// usageBatches are on their way, guarded by usageWriting.
 	usageBatches []*usageBatch
 	usageWriting sync.Mutex
+	// countedRevision is a revision: what was counted before it was applied is written.
+	countedRevision atomic.Int64
 	// usageRetention is for how long usage is kept, by the hour and by the day.
 	usageRetention, usageDaysRetention time.Duration
 	usageNetwork                       UsageNetwork

@@ -83,7 +83,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	if s.lost.Swap(false) {
 		s.log.Warn("Postgres answers again")
 	}
-	if set.n > applied || s.replica.policy != s.replica.told || s.clock.elapsed()-s.replica.beaten > pollInterval/2 {
+	if set.n > applied || s.replica.policy != s.replica.told || s.countedRevision.Load() > s.replica.countedTold || s.clock.elapsed()-s.replica.beaten > pollInterval/2 {
 		s.beat(ctx)
 	}
 	if covered < before && before <= s.coveredUntil() {

@@ -58,8 +58,16 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	if err := s.writeBatches(ctx); err != nil {
 		return err
 	}
+	applied := s.applied.Load()
 	s.usageBatches = batchesOf(s.usage.take(s.clock.Now().Unix() / 3600))
-	return s.writeBatches(ctx)
+	if err := s.writeBatches(ctx); err != nil {
+		return err
+	}
+	if applied > s.countedRevision.Load() {
+		s.countedRevision.Store(applied)
+		s.wakeUp() // whoever waits for it hears of it by a heartbeat
+	}
+	return nil
 }
 
 // writeBatches writes what waits.

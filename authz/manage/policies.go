@@ -44,6 +44,9 @@ type Policies interface {
 	// Shadowable says whether a policy, given as for Replay, can be asked beside the one in force,
 	// and returns its revision and archive. One that does not load is a *authz.PolicyRefusedError.
 	Shadowable(ctx context.Context, files map[string]string, archive []byte) (revision string, whole []byte, err error)
+	// Narrow asks the policy in force here about recorded requests of a key, and of the same key
+	// with other scopes.
+	Narrow(ctx context.Context, k *authz.Key, scopes []authz.Scope, traffic []authz.RecordedOfKey) (*authz.Narrowing, error)
 	// Loads says why a policy that was kept cannot be in force here, nil when it can.
 	Loads(ctx context.Context, archive []byte) error
 	// State tells which policy is in force here, Failing how it fails at run time.

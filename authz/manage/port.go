@@ -34,6 +34,9 @@ type Store interface {
 	// Effective waits until all live replicas have applied a revision, a second at
 	// most, and tells how far it got.
 	Effective(ctx context.Context, revision int64) (Effective, error)
+	// Counted waits until all live replicas have written what they had counted before they
+	// applied a revision, a few seconds at most, and tells which have.
+	Counted(ctx context.Context, revision int64) (Effective, error)
 	// PolicyEffective is Effective for a policy: it waits until all live replicas decide by it.
 	PolicyEffective(ctx context.Context, policyRevision string) (Effective, error)
 	// Replicas lists the replicas that may still serve, and the current revision.
@@ -130,6 +133,11 @@ type Reader interface {
 	// EvidenceKeys is how many there are. The Evidence is each's only while it runs.
 	Evidence(ctx context.Context, t Tenant, f EvidenceFilter, each func(*authz.Evidence) error) error
 	EvidenceKeys(ctx context.Context, t Tenant, f EvidenceFilter) (int64, error)
+	// KeyTraffic reads what was recorded of one key.
+	KeyTraffic(ctx context.Context, t Tenant, f KeyTrafficFilter) (*KeyTraffic, error)
+	// KeyNarrowing returns the newest narrowing of a key that was not undone and was made
+	// after since.
+	KeyNarrowing(ctx context.Context, t Tenant, key authz.KeyID, since time.Time) (*KeyNarrowing, error)
 
 	// Decision finds a decision that is kept. Those of no organization are within Everyone alone.
 	Decision(ctx context.Context, t Tenant, id authz.DecisionID) (*Decision, error)
@@ -161,6 +169,10 @@ type Writer interface {
 	InsertKey(ctx context.Context, t Tenant, k *Key, secret authz.Secret) error
 	// UpdateKey writes all that can change but the secrets, and raises k.Version.
 	UpdateKey(ctx context.Context, t Tenant, k *Key) error
+	// InsertKeyNarrowing keeps what was taken from a key; it sets n.Revision and n.At.
+	InsertKeyNarrowing(ctx context.Context, t Tenant, n *KeyNarrowing) error
+	// EndKeyNarrowing writes n.UndoneAt and n.UndoneBy.
+	EndKeyNarrowing(ctx context.Context, t Tenant, n *KeyNarrowing) error
 	// InsertSecret adds a further secret to a key.
 	InsertSecret(ctx context.Context, t Tenant, k *Key, s *KeySecret, secret authz.Secret) error
 	// EndSecret writes a secret's ExpiresAt and RevokedAt.

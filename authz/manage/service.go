@@ -34,6 +34,8 @@ type Options struct {
 	Format authz.KeyFormat
 	// Policies tries policies that want to be in force; nil where policy cannot be managed.
 	Policies Policies
+	// Auditor judges how keys are used; nil where they cannot be audited.
+	Auditor Auditor
 	// AuditKeys seal the audit log; see AuditKeys.
 	AuditKeys authz.Peppers
 	// AcceptsForeign tells whether a text has the form of secrets that were imported,
@@ -53,8 +55,10 @@ type Service struct {
 	policy Policy
 	// policies is nil where they cannot be managed.
 	policies Policies
-	format   authz.KeyFormat
-	keys     authz.Peppers
+	// auditor is nil where keys cannot be audited.
+	auditor Auditor
+	format  authz.KeyFormat
+	keys    authz.Peppers
 	// foreign is Options.AcceptsForeign.
 	foreign   func(string) bool
 	decisions DecisionsKept
@@ -72,7 +76,10 @@ func New(o Options) (*Service, error) {
 	if len(o.AuditKeys.IDs()) == 0 {
 		return nil, errors.New("management needs keys for the audit log")
 	}
-	return &Service{store: o.Store, policy: o.Policy, policies: o.Policies, format: o.Format, keys: o.AuditKeys, foreign: o.AcceptsForeign, decisions: o.Decisions}, nil
+	return &Service{
+		store: o.Store, policy: o.Policy, policies: o.Policies, auditor: o.Auditor, format: o.Format, keys: o.AuditKeys,
+		foreign: o.AcceptsForeign, decisions: o.Decisions,
+	}, nil
 }
 
 // Request is who asks, and how.

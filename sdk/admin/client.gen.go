@@ -102,6 +102,27 @@ func (e Environment) Valid() bool {
 	}
 }
 
+// Defines values for FindingConfidence.
+const (
+	ConfidenceHigh   FindingConfidence = "high"
+	ConfidenceLow    FindingConfidence = "low"
+	ConfidenceMedium FindingConfidence = "medium"
+)
+
+// Valid indicates whether the value is a known member of the FindingConfidence enum.
+func (e FindingConfidence) Valid() bool {
+	switch e {
+	case ConfidenceHigh:
+		return true
+	case ConfidenceLow:
+		return true
+	case ConfidenceMedium:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for KeptDecisionDegraded.
 const (
 	Limiter KeptDecisionDegraded = "limiter"
@@ -489,6 +510,27 @@ func (e Role) Valid() bool {
 	}
 }
 
+// Defines values for Severity.
+const (
+	SeverityHigh   Severity = "high"
+	SeverityLow    Severity = "low"
+	SeverityMedium Severity = "medium"
+)
+
+// Valid indicates whether the value is a known member of the Severity enum.
+func (e Severity) Valid() bool {
+	switch e {
+	case SeverityHigh:
+		return true
+	case SeverityLow:
+		return true
+	case SeverityMedium:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for UsageStep.
 const (
 	UsageByDay  UsageStep = "day"
@@ -525,6 +567,30 @@ func (e ListAuditLogParamsOrder) Valid() bool {
 	}
 }
 
+// Defines values for ListFindingsParamsDocument.
+const (
+	ListFindingsParamsDocumentCsv   ListFindingsParamsDocument = "csv"
+	ListFindingsParamsDocumentHTML  ListFindingsParamsDocument = "html"
+	ListFindingsParamsDocumentJSON  ListFindingsParamsDocument = "json"
+	ListFindingsParamsDocumentSarif ListFindingsParamsDocument = "sarif"
+)
+
+// Valid indicates whether the value is a known member of the ListFindingsParamsDocument enum.
+func (e ListFindingsParamsDocument) Valid() bool {
+	switch e {
+	case ListFindingsParamsDocumentCsv:
+		return true
+	case ListFindingsParamsDocumentHTML:
+		return true
+	case ListFindingsParamsDocumentJSON:
+		return true
+	case ListFindingsParamsDocumentSarif:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListOrganizationAuditLogParamsOrder.
 const (
 	ListOrganizationAuditLogParamsOrderNewest ListOrganizationAuditLogParamsOrder = "newest"
@@ -537,6 +603,30 @@ func (e ListOrganizationAuditLogParamsOrder) Valid() bool {
 	case ListOrganizationAuditLogParamsOrderNewest:
 		return true
 	case ListOrganizationAuditLogParamsOrderOldest:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListOrganizationFindingsParamsDocument.
+const (
+	ListOrganizationFindingsParamsDocumentCsv   ListOrganizationFindingsParamsDocument = "csv"
+	ListOrganizationFindingsParamsDocumentHTML  ListOrganizationFindingsParamsDocument = "html"
+	ListOrganizationFindingsParamsDocumentJSON  ListOrganizationFindingsParamsDocument = "json"
+	ListOrganizationFindingsParamsDocumentSarif ListOrganizationFindingsParamsDocument = "sarif"
+)
+
+// Valid indicates whether the value is a known member of the ListOrganizationFindingsParamsDocument enum.
+func (e ListOrganizationFindingsParamsDocument) Valid() bool {
+	switch e {
+	case ListOrganizationFindingsParamsDocumentCsv:
+		return true
+	case ListOrganizationFindingsParamsDocumentHTML:
+		return true
+	case ListOrganizationFindingsParamsDocumentJSON:
+		return true
+	case ListOrganizationFindingsParamsDocumentSarif:
 		return true
 	default:
 		return false
@@ -606,6 +696,39 @@ type AdminRotate struct {
 
 // AdminStatus defines model for AdminStatus.
 type AdminStatus string
+
+// AskedRequests defines model for AskedRequests.
+type AskedRequests struct {
+	Action string `json:"action"`
+	After  string `json:"after"`
+	Before string `json:"before"`
+
+	// Caller For platform admins.
+	Caller *string `json:"caller"`
+	Method string  `json:"method"`
+
+	// Outcome kept, not_allowed (neither now nor then), or caller_gone.
+	Outcome string `json:"outcome"`
+
+	// Passed Those of them that policy did not deny.
+	Passed int64 `json:"passed"`
+
+	// Path The route's template, or the path with _ for what is not recorded.
+	Path     string `json:"path"`
+	Requests int64  `json:"requests"`
+}
+
+// AskedTraffic What the policy in force says of the recorded requests, with and without what goes. The most frequent kinds are listed.
+type AskedTraffic struct {
+	Kinds          int             `json:"kinds"`
+	Listed         []AskedRequests `json:"listed"`
+	PolicyRevision string          `json:"policy_revision"`
+	Requests       int64           `json:"requests"`
+	Since          time.Time       `json:"since"`
+
+	// Until What was counted before is part of it.
+	Until time.Time `json:"until"`
+}
 
 // AuditEvent defines model for AuditEvent.
 type AuditEvent struct {
@@ -742,6 +865,13 @@ type CatalogueScope struct {
 	Name        string `json:"name"`
 }
 
+// CountedRequests defines model for CountedRequests.
+type CountedRequests struct {
+	Days     int        `json:"days"`
+	LastOn   *time.Time `json:"last_on,omitempty"`
+	Requests int64      `json:"requests"`
+}
+
 // Effective How far a change that takes rights away has got, after all live replicas have it or a second has passed.
 type Effective struct {
 	Acknowledged int             `json:"acknowledged"`
@@ -753,6 +883,37 @@ type Effective struct {
 // Environment defines model for Environment.
 type Environment string
 
+// Evidence What is known of a key and its use. More figures may come; times are absent for never.
+type Evidence struct {
+	Allowed          CountedRequests `json:"allowed"`
+	CreatedAt        time.Time       `json:"created_at"`
+	DaysUsed         int             `json:"days_used"`
+	Denied           CountedRequests `json:"denied"`
+	Environment      string          `json:"environment"`
+	ExpiresAt        *time.Time      `json:"expires_at,omitempty"`
+	FirstUsedAt      *time.Time      `json:"first_used_at,omitempty"`
+	Hint             string          `json:"hint"`
+	KeyID            string          `json:"key_id"`
+	KeyName          string          `json:"key_name"`
+	LastUsedAt       *time.Time      `json:"last_used_at,omitempty"`
+	OrganizationID   string          `json:"organization_id"`
+	OrganizationName string          `json:"organization_name"`
+	RevokedAt        *time.Time      `json:"revoked_at,omitempty"`
+	RotatedAt        *time.Time      `json:"rotated_at,omitempty"`
+	Scopes           []ScopeEvidence `json:"scopes"`
+	State            string          `json:"state"`
+	Version          int             `json:"version"`
+	Window           EvidenceWindow  `json:"window"`
+}
+
+// EvidenceWindow defines model for EvidenceWindow.
+type EvidenceWindow struct {
+	// RecordedSince Absent where nothing was recorded.
+	RecordedSince *time.Time `json:"recorded_since,omitempty"`
+	Since         time.Time  `json:"since"`
+	Until         time.Time  `json:"until"`
+}
+
 // ExternalID The adopter's own id, of printable ASCII without spaces.
 type ExternalID = string
 
@@ -762,6 +923,101 @@ type FieldError struct {
 
 	// Pointer JSON Pointer of the field; of the object for an unknown field.
 	Pointer string `json:"pointer"`
+}
+
+// Finding defines model for Finding.
+type Finding struct {
+	Code           string            `json:"code"`
+	Confidence     FindingConfidence `json:"confidence"`
+	Message        string            `json:"message"`
+	Recommendation string            `json:"recommendation"`
+
+	// Remedy narrow_scopes is what findings/apply does with remove_scopes.
+	Remedy       string   `json:"remedy"`
+	RemoveScopes []string `json:"remove_scopes"`
+	Scopes       []string `json:"scopes"`
+	Severity     Severity `json:"severity"`
+}
+
+// FindingConfidence defines model for Finding.Confidence.
+type FindingConfidence string
+
+// Findings defines model for Findings.
+type Findings struct {
+	// Keys Those with findings, or with too little evidence for some.
+	Keys []KeyFindings `json:"keys"`
+
+	// Summary Figures of what was asked for. by_code and by_severity count findings.
+	Summary FindingsSummary `json:"summary"`
+}
+
+// FindingsApply defines model for FindingsApply.
+type FindingsApply struct {
+	// Keep Scopes that stay, whatever is proposed.
+	Keep *[]Scope `json:"keep,omitempty"`
+
+	// Since The begin of the evidence; 90 days ago by default, at most 400.
+	Since *time.Time `json:"since,omitempty"`
+}
+
+// FindingsChange defines model for FindingsChange.
+type FindingsChange struct {
+	Asked     *AskedTraffic `json:"asked"`
+	Coverage  *string       `json:"coverage"`
+	DryRun    bool          `json:"dry_run"`
+	Effective *Effective    `json:"effective"`
+
+	// Findings Why; empty for an undo.
+	Findings   []Finding `json:"findings"`
+	Key        Key       `json:"key"`
+	NarrowedAt time.Time `json:"narrowed_at"`
+	NarrowedBy string    `json:"narrowed_by"`
+
+	// ScopesAfter What it was left with.
+	ScopesAfter []string `json:"scopes_after"`
+
+	// ScopesBefore What the key had before it was narrowed.
+	ScopesBefore  []string  `json:"scopes_before"`
+	UndoableUntil time.Time `json:"undoable_until"`
+
+	// Undone The key has got back what was taken.
+	Undone bool `json:"undone"`
+}
+
+// FindingsLine A line of the streamed answer. The last one has summary or problem.
+type FindingsLine struct {
+	Key      *KeyFindings `json:"key,omitempty"`
+	Problem  *Problem     `json:"problem,omitempty"`
+	Progress *struct {
+		Judged int64 `json:"judged"`
+		Keys   int64 `json:"keys"`
+	} `json:"progress,omitempty"`
+
+	// Summary Figures of what was asked for. by_code and by_severity count findings.
+	Summary *FindingsSummary `json:"summary,omitempty"`
+
+	// Text The next part of the document.
+	Text *string `json:"text,omitempty"`
+}
+
+// FindingsSummary Figures of what was asked for. by_code and by_severity count findings.
+type FindingsSummary struct {
+	ByCode     map[string]int64 `json:"by_code"`
+	BySeverity map[string]int64 `json:"by_severity"`
+
+	// EvidenceClasses For so many kinds of evidence policy was asked.
+	EvidenceClasses int64 `json:"evidence_classes"`
+	Findings        int64 `json:"findings"`
+
+	// Keys How many were judged.
+	Keys int64 `json:"keys"`
+
+	// KeysNotEnoughEvidence Of so many some kind could not be told.
+	KeysNotEnoughEvidence int64          `json:"keys_not_enough_evidence"`
+	KeysWithFindings      int64          `json:"keys_with_findings"`
+	PolicyRevision        string         `json:"policy_revision"`
+	Seconds               float32        `json:"seconds"`
+	Window                EvidenceWindow `json:"window"`
 }
 
 // ImportResult defines model for ImportResult.
@@ -881,6 +1137,20 @@ type KeyCreate struct {
 	Name      Name    `json:"name"`
 	RateLimit *Rate   `json:"rate_limit,omitempty"`
 	Scopes    []Scope `json:"scopes"`
+}
+
+// KeyFindings defines model for KeyFindings.
+type KeyFindings struct {
+	// Coverage How much the evidence covers, in a sentence.
+	Coverage string `json:"coverage"`
+
+	// Evidence What is known of a key and its use. More figures may come; times are absent for never.
+	Evidence Evidence  `json:"evidence"`
+	Findings []Finding `json:"findings"`
+
+	// NotEnoughEvidence Kinds that are neither found nor ruled out.
+	NotEnoughEvidence []string `json:"not_enough_evidence"`
+	ProposedScopes    []string `json:"proposed_scopes"`
 }
 
 // KeyList defines model for KeyList.
@@ -1503,9 +1773,12 @@ type PolicyTestRequest struct {
 type Problem struct {
 	// Code Stable, for programs. 400: malformed_json, invalid_utf8, nul_character, duplicate_field, unknown_field,
 	// trailing_data. 401: admin_unauthorized. 403: role_forbidden, exceeds_plan, policy_denied. 404: not_found.
+	// 406: not_acceptable.
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
 	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats,
-	// policy_origin, policy_changed, policy_in_force, past_security_fix, nothing_to_roll_back.
+	// policy_origin, policy_changed, policy_in_force, past_security_fix, nothing_to_roll_back, policy_without_findings,
+	// audit_unavailable, nothing_to_apply, nothing_left, usage_not_written, traffic_needs_scopes, traffic_too_varied,
+	// key_changed, key_unreadable, nothing_to_undo, scopes_changed, scopes_gone.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
 	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch, policy_refused. 503: unavailable.
 	Code string `json:"code"`
@@ -1514,7 +1787,7 @@ type Problem struct {
 	Detail string        `json:"detail"`
 	Errors *[]FieldError `json:"errors,omitempty"`
 
-	// Reasons Why policy refuses; for policy_refused why the policy itself is refused.
+	// Reasons Why policy refuses; for policy_refused why the policy itself is refused; for traffic_needs_scopes the requests.
 	Reasons   *[]Reason `json:"reasons,omitempty"`
 	RequestID string    `json:"request_id"`
 	Status    int       `json:"status"`
@@ -1581,6 +1854,19 @@ type Role string
 
 // Scope resource:verb, of the catalogue.
 type Scope = string
+
+// ScopeEvidence defines model for ScopeEvidence.
+type ScopeEvidence struct {
+	DaysUsed    int        `json:"days_used"`
+	FirstUsedAt *time.Time `json:"first_used_at,omitempty"`
+	Granted     bool       `json:"granted"`
+	LastUsedAt  *time.Time `json:"last_used_at,omitempty"`
+	Requests    int64      `json:"requests"`
+	Scope       string     `json:"scope"`
+}
+
+// Severity defines model for Severity.
+type Severity string
 
 // SilentReplica defines model for SilentReplica.
 type SilentReplica struct {
@@ -1825,6 +2111,9 @@ type UsageSubject struct {
 // AdminID defines model for AdminID.
 type AdminID = string
 
+// AuditSince defines model for AuditSince.
+type AuditSince = time.Time
+
 // CallerID defines model for CallerID.
 type CallerID = string
 
@@ -1970,6 +2259,27 @@ type RotateCallerParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListFindingsParams defines parameters for ListFindings.
+type ListFindingsParams struct {
+	// Since The begin of the evidence; its UTC day is included. 90 days ago by default, at most 400.
+	Since *AuditSince `form:"since,omitempty" json:"since,omitempty"`
+
+	// Key Of this key alone.
+	Key *string `form:"key,omitempty" json:"key,omitempty"`
+
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	Code *string `form:"code,omitempty" json:"code,omitempty"`
+
+	// Severity Findings that are at least so grave.
+	Severity *Severity `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// Document With application/x-ndjson, the form whose text the lines have in place of keys.
+	Document *ListFindingsParamsDocument `form:"document,omitempty" json:"document,omitempty"`
+}
+
+// ListFindingsParamsDocument defines parameters for ListFindings.
+type ListFindingsParamsDocument string
+
 // UpdateKeyParams defines parameters for UpdateKey.
 type UpdateKeyParams struct {
 	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
@@ -1977,6 +2287,32 @@ type UpdateKeyParams struct {
 
 	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ApplyKeyFindingsParams defines parameters for ApplyKeyFindings.
+type ApplyKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// UndoKeyFindingsParams defines parameters for UndoKeyFindings.
+type UndoKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // RevokeKeyParams defines parameters for RevokeKey.
@@ -2091,6 +2427,27 @@ type VerifyOrganizationAuditLogParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListOrganizationFindingsParams defines parameters for ListOrganizationFindings.
+type ListOrganizationFindingsParams struct {
+	// Since The begin of the evidence; its UTC day is included. 90 days ago by default, at most 400.
+	Since *AuditSince `form:"since,omitempty" json:"since,omitempty"`
+
+	// Key Of this key alone.
+	Key *string `form:"key,omitempty" json:"key,omitempty"`
+
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	Code *string `form:"code,omitempty" json:"code,omitempty"`
+
+	// Severity Findings that are at least so grave.
+	Severity *Severity `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// Document With application/x-ndjson, the form whose text the lines have in place of keys.
+	Document *ListOrganizationFindingsParamsDocument `form:"document,omitempty" json:"document,omitempty"`
+}
+
+// ListOrganizationFindingsParamsDocument defines parameters for ListOrganizationFindings.
+type ListOrganizationFindingsParamsDocument string
+
 // ListKeysParams defines parameters for ListKeys.
 type ListKeysParams struct {
 	// Cursor The next_cursor of the page before.
@@ -2146,6 +2503,32 @@ type UpdateOrganizationKeyParams struct {
 
 	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ApplyOrganizationKeyFindingsParams defines parameters for ApplyOrganizationKeyFindings.
+type ApplyOrganizationKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// UndoOrganizationKeyFindingsParams defines parameters for UndoOrganizationKeyFindings.
+type UndoOrganizationKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // RevokeOrganizationKeyParams defines parameters for RevokeOrganizationKey.
@@ -2273,6 +2656,9 @@ type RotateCallerJSONRequestBody = CallerRotate
 // UpdateKeyJSONRequestBody defines body for UpdateKey for application/json ContentType.
 type UpdateKeyJSONRequestBody = KeyUpdate
 
+// ApplyKeyFindingsJSONRequestBody defines body for ApplyKeyFindings for application/json ContentType.
+type ApplyKeyFindingsJSONRequestBody = FindingsApply
+
 // RotateKeyJSONRequestBody defines body for RotateKey for application/json ContentType.
 type RotateKeyJSONRequestBody = KeyRotate
 
@@ -2290,6 +2676,9 @@ type CreateKeyJSONRequestBody = KeyCreate
 
 // UpdateOrganizationKeyJSONRequestBody defines body for UpdateOrganizationKey for application/json ContentType.
 type UpdateOrganizationKeyJSONRequestBody = KeyUpdate
+
+// ApplyOrganizationKeyFindingsJSONRequestBody defines body for ApplyOrganizationKeyFindings for application/json ContentType.
+type ApplyOrganizationKeyFindingsJSONRequestBody = FindingsApply
 
 // RotateOrganizationKeyJSONRequestBody defines body for RotateOrganizationKey for application/json ContentType.
 type RotateOrganizationKeyJSONRequestBody = KeyRotate
@@ -2503,6 +2892,16 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/decisions/{dec} (the `GetDecision` operationId).
 	GetDecision(ctx context.Context, dec DecisionID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListFindings Audit the keys of all organizations (platform admins)
+	//
+	// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+	// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+	// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+	// form that `document` names, and a last line with the summary or what went wrong.
+	//
+	// Corresponds with GET /v1/findings (the `ListFindings` operationId).
+	ListFindings(ctx context.Context, params *ListFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetKey Get a key by its id alone
 	//
 	// Corresponds with GET /v1/keys/{key} (the `GetKey` operationId).
@@ -2521,6 +2920,38 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /v1/keys/{key} (the `UpdateKey` operationId).
 	UpdateKey(ctx context.Context, key KeyID, params *UpdateKeyParams, body UpdateKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ApplyKeyFindingsWithBody Narrow a key to the scopes that its findings propose, by its id alone
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+	ApplyKeyFindingsWithBody(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ApplyKeyFindings Narrow a key to the scopes that its findings propose, by its id alone
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+	ApplyKeyFindings(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, body ApplyKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UndoKeyFindings Give a key back the scopes that findings/apply took last, by its id alone
+	//
+	// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+	// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+	//
+	// Corresponds with POST /v1/keys/{key}/findings/undo (the `UndoKeyFindings` operationId).
+	UndoKeyFindings(ctx context.Context, key KeyID, params *UndoKeyFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RevokeKey Revoke a key with all its secrets, for ever
 	//
@@ -2621,6 +3052,16 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/organizations/{org}/audit-log/verify (the `VerifyOrganizationAuditLog` operationId).
 	VerifyOrganizationAuditLog(ctx context.Context, org OrganizationID, params *VerifyOrganizationAuditLogParams, body VerifyOrganizationAuditLogJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListOrganizationFindings Audit the keys of an organization
+	//
+	// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+	// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+	// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+	// form that `document` names, and a last line with the summary or what went wrong.
+	//
+	// Corresponds with GET /v1/organizations/{org}/findings (the `ListOrganizationFindings` operationId).
+	ListOrganizationFindings(ctx context.Context, org OrganizationID, params *ListOrganizationFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListKeys List an organization's keys, newest first
 	//
 	// Corresponds with GET /v1/organizations/{org}/keys (the `ListKeys` operationId).
@@ -2670,6 +3111,38 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /v1/organizations/{org}/keys/{key} (the `UpdateOrganizationKey` operationId).
 	UpdateOrganizationKey(ctx context.Context, org OrganizationID, key KeyID, params *UpdateOrganizationKeyParams, body UpdateOrganizationKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ApplyOrganizationKeyFindingsWithBody Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+	ApplyOrganizationKeyFindingsWithBody(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ApplyOrganizationKeyFindings Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+	ApplyOrganizationKeyFindings(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, body ApplyOrganizationKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UndoOrganizationKeyFindings Give a key back the scopes that findings/apply took last
+	//
+	// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+	// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+	//
+	// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/undo (the `UndoOrganizationKeyFindings` operationId).
+	UndoOrganizationKeyFindings(ctx context.Context, org OrganizationID, key KeyID, params *UndoOrganizationKeyFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RevokeOrganizationKey Revoke a key with all its secrets, for ever
 	//
@@ -3145,6 +3618,26 @@ func (c *endpoints) GetDecision(ctx context.Context, dec DecisionID, reqEditors 
 	return c.Client.Do(req)
 }
 
+// ListFindings Audit the keys of all organizations (platform admins)
+//
+// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+// form that `document` names, and a last line with the summary or what went wrong.
+//
+// Corresponds with GET /v1/findings (the `ListFindings` operationId).
+func (c *endpoints) ListFindings(ctx context.Context, params *ListFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListFindingsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetKey Get a key by its id alone
 //
 // Corresponds with GET /v1/keys/{key} (the `GetKey` operationId).
@@ -3184,6 +3677,68 @@ func (c *endpoints) UpdateKeyWithBody(ctx context.Context, key KeyID, params *Up
 // Corresponds with PATCH /v1/keys/{key} (the `UpdateKey` operationId).
 func (c *endpoints) UpdateKey(ctx context.Context, key KeyID, params *UpdateKeyParams, body UpdateKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateKeyRequest(c.Server, key, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ApplyKeyFindingsWithBody Narrow a key to the scopes that its findings propose, by its id alone
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+func (c *endpoints) ApplyKeyFindingsWithBody(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApplyKeyFindingsRequestWithBody(c.Server, key, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ApplyKeyFindings Narrow a key to the scopes that its findings propose, by its id alone
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+func (c *endpoints) ApplyKeyFindings(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, body ApplyKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApplyKeyFindingsRequest(c.Server, key, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UndoKeyFindings Give a key back the scopes that findings/apply took last, by its id alone
+//
+// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+//
+// Corresponds with POST /v1/keys/{key}/findings/undo (the `UndoKeyFindings` operationId).
+func (c *endpoints) UndoKeyFindings(ctx context.Context, key KeyID, params *UndoKeyFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUndoKeyFindingsRequest(c.Server, key, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3443,6 +3998,26 @@ func (c *endpoints) VerifyOrganizationAuditLog(ctx context.Context, org Organiza
 	return c.Client.Do(req)
 }
 
+// ListOrganizationFindings Audit the keys of an organization
+//
+// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+// form that `document` names, and a last line with the summary or what went wrong.
+//
+// Corresponds with GET /v1/organizations/{org}/findings (the `ListOrganizationFindings` operationId).
+func (c *endpoints) ListOrganizationFindings(ctx context.Context, org OrganizationID, params *ListOrganizationFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOrganizationFindingsRequest(c.Server, org, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListKeys List an organization's keys, newest first
 //
 // Corresponds with GET /v1/organizations/{org}/keys (the `ListKeys` operationId).
@@ -3553,6 +4128,68 @@ func (c *endpoints) UpdateOrganizationKeyWithBody(ctx context.Context, org Organ
 // Corresponds with PATCH /v1/organizations/{org}/keys/{key} (the `UpdateOrganizationKey` operationId).
 func (c *endpoints) UpdateOrganizationKey(ctx context.Context, org OrganizationID, key KeyID, params *UpdateOrganizationKeyParams, body UpdateOrganizationKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateOrganizationKeyRequest(c.Server, org, key, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ApplyOrganizationKeyFindingsWithBody Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+func (c *endpoints) ApplyOrganizationKeyFindingsWithBody(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApplyOrganizationKeyFindingsRequestWithBody(c.Server, org, key, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ApplyOrganizationKeyFindings Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+func (c *endpoints) ApplyOrganizationKeyFindings(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, body ApplyOrganizationKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewApplyOrganizationKeyFindingsRequest(c.Server, org, key, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UndoOrganizationKeyFindings Give a key back the scopes that findings/apply took last
+//
+// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+//
+// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/undo (the `UndoOrganizationKeyFindings` operationId).
+func (c *endpoints) UndoOrganizationKeyFindings(ctx context.Context, org OrganizationID, key KeyID, params *UndoOrganizationKeyFindingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUndoOrganizationKeyFindingsRequest(c.Server, org, key, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4847,6 +5484,108 @@ func NewGetDecisionRequest(server string, dec DecisionID) (*http.Request, error)
 	return req, nil
 }
 
+// NewListFindingsRequest constructs an http.Request for the ListFindings method
+func NewListFindingsRequest(server string, params *ListFindingsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/findings")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Key != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "key", *params.Key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Code != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "code", *params.Code, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Severity != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "severity", *params.Severity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Document != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "document", *params.Document, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetKeyRequest constructs an http.Request for the GetKey method
 func NewGetKeyRequest(server string, key KeyID) (*http.Request, error) {
 	var err error
@@ -4963,6 +5702,193 @@ func NewUpdateKeyRequestWithBody(server string, key KeyID, params *UpdateKeyPara
 			}
 
 			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewApplyKeyFindingsRequest calls the generic ApplyKeyFindings builder with application/json body
+func NewApplyKeyFindingsRequest(server string, key KeyID, params *ApplyKeyFindingsParams, body ApplyKeyFindingsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewApplyKeyFindingsRequestWithBody(server, key, params, "application/json", bodyReader)
+}
+
+// NewApplyKeyFindingsRequestWithBody constructs an http.Request for the ApplyKeyFindings method, with any body, and a specified content type
+func NewApplyKeyFindingsRequestWithBody(server string, key KeyID, params *ApplyKeyFindingsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/keys/%s/findings/apply", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IdempotencyKey != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewUndoKeyFindingsRequest constructs an http.Request for the UndoKeyFindings method
+func NewUndoKeyFindingsRequest(server string, key KeyID, params *UndoKeyFindingsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/keys/%s/findings/undo", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IdempotencyKey != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam1)
 		}
 
 	}
@@ -5842,6 +6768,115 @@ func NewVerifyOrganizationAuditLogRequestWithBody(server string, org Organizatio
 	return req, nil
 }
 
+// NewListOrganizationFindingsRequest constructs an http.Request for the ListOrganizationFindings method
+func NewListOrganizationFindingsRequest(server string, org OrganizationID, params *ListOrganizationFindingsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org", org, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/organizations/%s/findings", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Key != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "key", *params.Key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Code != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "code", *params.Code, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Severity != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "severity", *params.Severity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Document != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "document", *params.Document, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListKeysRequest constructs an http.Request for the ListKeys method
 func NewListKeysRequest(server string, org OrganizationID, params *ListKeysParams) (*http.Request, error) {
 	var err error
@@ -6296,6 +7331,207 @@ func NewUpdateOrganizationKeyRequestWithBody(server string, org OrganizationID, 
 			}
 
 			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewApplyOrganizationKeyFindingsRequest calls the generic ApplyOrganizationKeyFindings builder with application/json body
+func NewApplyOrganizationKeyFindingsRequest(server string, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, body ApplyOrganizationKeyFindingsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewApplyOrganizationKeyFindingsRequestWithBody(server, org, key, params, "application/json", bodyReader)
+}
+
+// NewApplyOrganizationKeyFindingsRequestWithBody constructs an http.Request for the ApplyOrganizationKeyFindings method, with any body, and a specified content type
+func NewApplyOrganizationKeyFindingsRequestWithBody(server string, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org", org, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/organizations/%s/keys/%s/findings/apply", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IdempotencyKey != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewUndoOrganizationKeyFindingsRequest constructs an http.Request for the UndoOrganizationKeyFindings method
+func NewUndoOrganizationKeyFindingsRequest(server string, org OrganizationID, key KeyID, params *UndoOrganizationKeyFindingsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org", org, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/organizations/%s/keys/%s/findings/undo", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.DryRun != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "dry_run", *params.DryRun, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IdempotencyKey != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam1)
 		}
 
 	}
@@ -7507,6 +8743,18 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/decisions/{dec} (the `GetDecision` operationId).
 	GetDecisionWithResponse(ctx context.Context, dec DecisionID, reqEditors ...RequestEditorFn) (*GetDecisionResponse, error)
 
+	// ListFindingsWithResponse Audit the keys of all organizations (platform admins)
+	//
+	// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+	// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+	// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+	// form that `document` names, and a last line with the summary or what went wrong.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/findings (the `ListFindings` operationId).
+	ListFindingsWithResponse(ctx context.Context, params *ListFindingsParams, reqEditors ...RequestEditorFn) (*ListFindingsResponse, error)
+
 	// GetKeyWithResponse Get a key by its id alone
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7527,6 +8775,40 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /v1/keys/{key} (the `UpdateKey` operationId).
 	UpdateKeyWithResponse(ctx context.Context, key KeyID, params *UpdateKeyParams, body UpdateKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateKeyResponse, error)
+
+	// ApplyKeyFindingsWithBodyWithResponse Narrow a key to the scopes that its findings propose, by its id alone
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+	ApplyKeyFindingsWithBodyWithResponse(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApplyKeyFindingsResponse, error)
+
+	// ApplyKeyFindingsWithResponse Narrow a key to the scopes that its findings propose, by its id alone
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+	ApplyKeyFindingsWithResponse(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, body ApplyKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*ApplyKeyFindingsResponse, error)
+
+	// UndoKeyFindingsWithResponse Give a key back the scopes that findings/apply took last, by its id alone
+	//
+	// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+	// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/keys/{key}/findings/undo (the `UndoKeyFindings` operationId).
+	UndoKeyFindingsWithResponse(ctx context.Context, key KeyID, params *UndoKeyFindingsParams, reqEditors ...RequestEditorFn) (*UndoKeyFindingsResponse, error)
 
 	// RevokeKeyWithResponse Revoke a key with all its secrets, for ever
 	//
@@ -7641,6 +8923,18 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/organizations/{org}/audit-log/verify (the `VerifyOrganizationAuditLog` operationId).
 	VerifyOrganizationAuditLogWithResponse(ctx context.Context, org OrganizationID, params *VerifyOrganizationAuditLogParams, body VerifyOrganizationAuditLogJSONRequestBody, reqEditors ...RequestEditorFn) (*VerifyOrganizationAuditLogResponse, error)
 
+	// ListOrganizationFindingsWithResponse Audit the keys of an organization
+	//
+	// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+	// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+	// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+	// form that `document` names, and a last line with the summary or what went wrong.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/organizations/{org}/findings (the `ListOrganizationFindings` operationId).
+	ListOrganizationFindingsWithResponse(ctx context.Context, org OrganizationID, params *ListOrganizationFindingsParams, reqEditors ...RequestEditorFn) (*ListOrganizationFindingsResponse, error)
+
 	// ListKeysWithResponse List an organization's keys, newest first
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7694,6 +8988,40 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /v1/organizations/{org}/keys/{key} (the `UpdateOrganizationKey` operationId).
 	UpdateOrganizationKeyWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *UpdateOrganizationKeyParams, body UpdateOrganizationKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateOrganizationKeyResponse, error)
+
+	// ApplyOrganizationKeyFindingsWithBodyWithResponse Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+	ApplyOrganizationKeyFindingsWithBodyWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApplyOrganizationKeyFindingsResponse, error)
+
+	// ApplyOrganizationKeyFindingsWithResponse Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+	//
+	// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+	// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+	// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+	// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+	ApplyOrganizationKeyFindingsWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, body ApplyOrganizationKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*ApplyOrganizationKeyFindingsResponse, error)
+
+	// UndoOrganizationKeyFindingsWithResponse Give a key back the scopes that findings/apply took last
+	//
+	// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+	// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/undo (the `UndoOrganizationKeyFindings` operationId).
+	UndoOrganizationKeyFindingsWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *UndoOrganizationKeyFindingsParams, reqEditors ...RequestEditorFn) (*UndoOrganizationKeyFindingsResponse, error)
 
 	// RevokeOrganizationKeyWithResponse Revoke a key with all its secrets, for ever
 	//
@@ -8513,6 +9841,61 @@ func (r GetDecisionResponse) ContentType() string {
 	return ""
 }
 
+type ListFindingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Findings
+	// ApplicationSarifJSON200 the response for an HTTP 200 `application/sarif+json` response
+	ApplicationSarifJSON200 *map[string]interface{}
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListFindingsResponse) GetJSON200() *Findings {
+	return r.JSON200
+}
+
+// GetApplicationSarifJSON200 returns the response for an HTTP 200 `application/sarif+json` response
+func (r ListFindingsResponse) GetApplicationSarifJSON200() *map[string]interface{} {
+	return r.ApplicationSarifJSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListFindingsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListFindingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListFindingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListFindingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListFindingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetKeyResponse200Headers the declared response headers of an HTTP 200 response for GetKey
 type GetKeyResponse200Headers struct {
 	ETag *string
@@ -8617,6 +10000,116 @@ func (r UpdateKeyResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UpdateKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ApplyKeyFindingsResponse200Headers the declared response headers of an HTTP 200 response for ApplyKeyFindings
+type ApplyKeyFindingsResponse200Headers struct {
+	ETag *string
+}
+
+type ApplyKeyFindingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FindingsChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ApplyKeyFindingsResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ApplyKeyFindingsResponse) GetJSON200() *FindingsChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ApplyKeyFindingsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ApplyKeyFindingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ApplyKeyFindingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ApplyKeyFindingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ApplyKeyFindingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UndoKeyFindingsResponse200Headers the declared response headers of an HTTP 200 response for UndoKeyFindings
+type UndoKeyFindingsResponse200Headers struct {
+	ETag *string
+}
+
+type UndoKeyFindingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FindingsChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UndoKeyFindingsResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UndoKeyFindingsResponse) GetJSON200() *FindingsChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UndoKeyFindingsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UndoKeyFindingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UndoKeyFindingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UndoKeyFindingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UndoKeyFindingsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9186,6 +10679,61 @@ func (r VerifyOrganizationAuditLogResponse) ContentType() string {
 	return ""
 }
 
+type ListOrganizationFindingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Findings
+	// ApplicationSarifJSON200 the response for an HTTP 200 `application/sarif+json` response
+	ApplicationSarifJSON200 *map[string]interface{}
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListOrganizationFindingsResponse) GetJSON200() *Findings {
+	return r.JSON200
+}
+
+// GetApplicationSarifJSON200 returns the response for an HTTP 200 `application/sarif+json` response
+func (r ListOrganizationFindingsResponse) GetApplicationSarifJSON200() *map[string]interface{} {
+	return r.ApplicationSarifJSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListOrganizationFindingsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListOrganizationFindingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListOrganizationFindingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListOrganizationFindingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListOrganizationFindingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListKeysResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -9434,6 +10982,116 @@ func (r UpdateOrganizationKeyResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UpdateOrganizationKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ApplyOrganizationKeyFindingsResponse200Headers the declared response headers of an HTTP 200 response for ApplyOrganizationKeyFindings
+type ApplyOrganizationKeyFindingsResponse200Headers struct {
+	ETag *string
+}
+
+type ApplyOrganizationKeyFindingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FindingsChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ApplyOrganizationKeyFindingsResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ApplyOrganizationKeyFindingsResponse) GetJSON200() *FindingsChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ApplyOrganizationKeyFindingsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ApplyOrganizationKeyFindingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ApplyOrganizationKeyFindingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ApplyOrganizationKeyFindingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ApplyOrganizationKeyFindingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UndoOrganizationKeyFindingsResponse200Headers the declared response headers of an HTTP 200 response for UndoOrganizationKeyFindings
+type UndoOrganizationKeyFindingsResponse200Headers struct {
+	ETag *string
+}
+
+type UndoOrganizationKeyFindingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *FindingsChange
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UndoOrganizationKeyFindingsResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UndoOrganizationKeyFindingsResponse) GetJSON200() *FindingsChange {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UndoOrganizationKeyFindingsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UndoOrganizationKeyFindingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UndoOrganizationKeyFindingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UndoOrganizationKeyFindingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UndoOrganizationKeyFindingsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10473,6 +12131,24 @@ func (c *ClientWithResponses) GetDecisionWithResponse(ctx context.Context, dec D
 	return ParseGetDecisionResponse(rsp)
 }
 
+// ListFindingsWithResponse Audit the keys of all organizations (platform admins)
+//
+// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+// form that `document` names, and a last line with the summary or what went wrong.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/findings (the `ListFindings` operationId).
+func (c *ClientWithResponses) ListFindingsWithResponse(ctx context.Context, params *ListFindingsParams, reqEditors ...RequestEditorFn) (*ListFindingsResponse, error) {
+	rsp, err := c.ListFindings(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListFindingsResponse(rsp)
+}
+
 // GetKeyWithResponse Get a key by its id alone
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10510,6 +12186,58 @@ func (c *ClientWithResponses) UpdateKeyWithResponse(ctx context.Context, key Key
 		return nil, err
 	}
 	return ParseUpdateKeyResponse(rsp)
+}
+
+// ApplyKeyFindingsWithBodyWithResponse Narrow a key to the scopes that its findings propose, by its id alone
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+func (c *ClientWithResponses) ApplyKeyFindingsWithBodyWithResponse(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApplyKeyFindingsResponse, error) {
+	rsp, err := c.ApplyKeyFindingsWithBody(ctx, key, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApplyKeyFindingsResponse(rsp)
+}
+
+// ApplyKeyFindingsWithResponse Narrow a key to the scopes that its findings propose, by its id alone
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/keys/{key}/findings/apply (the `ApplyKeyFindings` operationId).
+func (c *ClientWithResponses) ApplyKeyFindingsWithResponse(ctx context.Context, key KeyID, params *ApplyKeyFindingsParams, body ApplyKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*ApplyKeyFindingsResponse, error) {
+	rsp, err := c.ApplyKeyFindings(ctx, key, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApplyKeyFindingsResponse(rsp)
+}
+
+// UndoKeyFindingsWithResponse Give a key back the scopes that findings/apply took last, by its id alone
+//
+// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/keys/{key}/findings/undo (the `UndoKeyFindings` operationId).
+func (c *ClientWithResponses) UndoKeyFindingsWithResponse(ctx context.Context, key KeyID, params *UndoKeyFindingsParams, reqEditors ...RequestEditorFn) (*UndoKeyFindingsResponse, error) {
+	rsp, err := c.UndoKeyFindings(ctx, key, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUndoKeyFindingsResponse(rsp)
 }
 
 // RevokeKeyWithResponse Revoke a key with all its secrets, for ever
@@ -10715,6 +12443,24 @@ func (c *ClientWithResponses) VerifyOrganizationAuditLogWithResponse(ctx context
 	return ParseVerifyOrganizationAuditLogResponse(rsp)
 }
 
+// ListOrganizationFindingsWithResponse Audit the keys of an organization
+//
+// Tells which keys may do more than they need, or are used as they should not be, with the evidence and what to do. The
+// answer comes as it is found, in the form that Accept names: JSON, CSV, SARIF 2.1.0 or one HTML page. An answer that is
+// cut off is not whole. With application/x-ndjson it is lines that tell how far the audit is, keys, or the text of the
+// form that `document` names, and a last line with the summary or what went wrong.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/organizations/{org}/findings (the `ListOrganizationFindings` operationId).
+func (c *ClientWithResponses) ListOrganizationFindingsWithResponse(ctx context.Context, org OrganizationID, params *ListOrganizationFindingsParams, reqEditors ...RequestEditorFn) (*ListOrganizationFindingsResponse, error) {
+	rsp, err := c.ListOrganizationFindings(ctx, org, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListOrganizationFindingsResponse(rsp)
+}
+
 // ListKeysWithResponse List an organization's keys, newest first
 //
 // Returns a wrapper object for the known response body format(s).
@@ -10809,6 +12555,58 @@ func (c *ClientWithResponses) UpdateOrganizationKeyWithResponse(ctx context.Cont
 		return nil, err
 	}
 	return ParseUpdateOrganizationKeyResponse(rsp)
+}
+
+// ApplyOrganizationKeyFindingsWithBodyWithResponse Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+func (c *ClientWithResponses) ApplyOrganizationKeyFindingsWithBodyWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApplyOrganizationKeyFindingsResponse, error) {
+	rsp, err := c.ApplyOrganizationKeyFindingsWithBody(ctx, org, key, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApplyOrganizationKeyFindingsResponse(rsp)
+}
+
+// ApplyOrganizationKeyFindingsWithResponse Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+//
+// The policy in force is asked about every kind of request that was recorded of the key in the window, with and without
+// the scopes that would go. When one would be denied, or it is not known, the key stays as it is: 409
+// traffic_needs_scopes, with the requests as reasons. There is no way around that but to keep their scopes, or to
+// PATCH the key. What replicas have counted and not yet written is waited for, up to 4 seconds.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/apply (the `ApplyOrganizationKeyFindings` operationId).
+func (c *ClientWithResponses) ApplyOrganizationKeyFindingsWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *ApplyOrganizationKeyFindingsParams, body ApplyOrganizationKeyFindingsJSONRequestBody, reqEditors ...RequestEditorFn) (*ApplyOrganizationKeyFindingsResponse, error) {
+	rsp, err := c.ApplyOrganizationKeyFindings(ctx, org, key, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseApplyOrganizationKeyFindingsResponse(rsp)
+}
+
+// UndoOrganizationKeyFindingsWithResponse Give a key back the scopes that findings/apply took last
+//
+// For 400 days. The key has then exactly the scopes that it had; all else of it stays as it is by now. Refused when its
+// scopes were changed otherwise since (scopes_changed), and when the policy's catalogue lacks one (scopes_gone).
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/organizations/{org}/keys/{key}/findings/undo (the `UndoOrganizationKeyFindings` operationId).
+func (c *ClientWithResponses) UndoOrganizationKeyFindingsWithResponse(ctx context.Context, org OrganizationID, key KeyID, params *UndoOrganizationKeyFindingsParams, reqEditors ...RequestEditorFn) (*UndoOrganizationKeyFindingsResponse, error) {
+	rsp, err := c.UndoOrganizationKeyFindings(ctx, org, key, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUndoOrganizationKeyFindingsResponse(rsp)
 }
 
 // RevokeOrganizationKeyWithResponse Revoke a key with all its secrets, for ever
@@ -11565,6 +13363,49 @@ func ParseGetDecisionResponse(rsp *http.Response) (*GetDecisionResponse, error) 
 	return response, nil
 }
 
+// ParseListFindingsResponse parses an HTTP response from a ListFindingsWithResponse call
+func ParseListFindingsResponse(rsp *http.Response) (*ListFindingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListFindingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.Header.Get("Content-Type") == "application/json" && rsp.StatusCode == 200:
+		var dest Findings
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.Header.Get("Content-Type") == "application/sarif+json" && rsp.StatusCode == 200:
+		var dest map[string]interface{}
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationSarifJSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/html) unsupported
+
+	}
+
+	return response, nil
+}
+
 // ParseGetKeyResponse parses an HTTP response from a GetKeyWithResponse call
 func ParseGetKeyResponse(rsp *http.Response) (*GetKeyResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -11644,6 +13485,98 @@ func ParseUpdateKeyResponse(rsp *http.Response) (*UpdateKeyResponse, error) {
 	switch {
 	case rsp.StatusCode == 200:
 		var headers UpdateKeyResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseApplyKeyFindingsResponse parses an HTTP response from a ApplyKeyFindingsWithResponse call
+func ParseApplyKeyFindingsResponse(rsp *http.Response) (*ApplyKeyFindingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ApplyKeyFindingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FindingsChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ApplyKeyFindingsResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUndoKeyFindingsResponse parses an HTTP response from a UndoKeyFindingsWithResponse call
+func ParseUndoKeyFindingsResponse(rsp *http.Response) (*UndoKeyFindingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UndoKeyFindingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FindingsChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UndoKeyFindingsResponse200Headers
 		if values := rsp.Header.Values("ETag"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -12085,6 +14018,49 @@ func ParseVerifyOrganizationAuditLogResponse(rsp *http.Response) (*VerifyOrganiz
 	return response, nil
 }
 
+// ParseListOrganizationFindingsResponse parses an HTTP response from a ListOrganizationFindingsWithResponse call
+func ParseListOrganizationFindingsResponse(rsp *http.Response) (*ListOrganizationFindingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListOrganizationFindingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.Header.Get("Content-Type") == "application/json" && rsp.StatusCode == 200:
+		var dest Findings
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.Header.Get("Content-Type") == "application/sarif+json" && rsp.StatusCode == 200:
+		var dest map[string]interface{}
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationSarifJSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/html) unsupported
+
+	}
+
+	return response, nil
+}
+
 // ParseListKeysResponse parses an HTTP response from a ListKeysWithResponse call
 func ParseListKeysResponse(rsp *http.Response) (*ListKeysResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -12263,6 +14239,98 @@ func ParseUpdateOrganizationKeyResponse(rsp *http.Response) (*UpdateOrganization
 	switch {
 	case rsp.StatusCode == 200:
 		var headers UpdateOrganizationKeyResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseApplyOrganizationKeyFindingsResponse parses an HTTP response from a ApplyOrganizationKeyFindingsWithResponse call
+func ParseApplyOrganizationKeyFindingsResponse(rsp *http.Response) (*ApplyOrganizationKeyFindingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ApplyOrganizationKeyFindingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FindingsChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ApplyOrganizationKeyFindingsResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUndoOrganizationKeyFindingsResponse parses an HTTP response from a UndoOrganizationKeyFindingsWithResponse call
+func ParseUndoOrganizationKeyFindingsResponse(rsp *http.Response) (*UndoOrganizationKeyFindingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UndoOrganizationKeyFindingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest FindingsChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UndoOrganizationKeyFindingsResponse200Headers
 		if values := rsp.Header.Values("ETag"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

@@ -45,17 +45,22 @@ func (c *Client) DiffPolicy(ctx context.Context, wanted PolicyDiffRequest, told 
 		case line.Diff != nil:
 			return line.Diff, nil
 		case line.Problem != nil:
-			raw, err := json.Marshal(line.Problem)
-			if err != nil {
-				return nil, strange(resp)
-			}
-			resp.StatusCode = line.Problem.Status
-			resp.Header.Set("Content-Type", "application/problem+json")
-			return nil, refusal(resp, raw, c.sender.admin.token)
+			return nil, c.sender.lateRefusal(resp, line.Problem)
 		case line.Progress != nil && told != nil:
 			told(line.Progress.Asked, line.Progress.Requests)
 		}
 	}
+}
+
+// lateRefusal is a refusal that came as the last line of an answer.
+func (s *sender) lateRefusal(resp *http.Response, p *Problem) error {
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return strange(resp)
+	}
+	resp.StatusCode = p.Status
+	resp.Header.Set("Content-Type", "application/problem+json")
+	return refusal(resp, raw, s.admin.token)
 }
 
 // stream is Do without its bounds, for an answer that is read as it comes: whoever calls it

@@ -153,6 +153,18 @@ func adviseOnConflict(code string, at place) string {
 		return "see with `keystile " + at.group + " list` what has it, and give another --name"
 	case "last_platform_admin":
 		return "make another one with `keystile admins create --role platform_admin`, and repeat"
+	case "nothing_to_apply":
+		return "ask about more time with --since once more is recorded; `keystile audit run --key KEY` has the evidence"
+	case "nothing_left":
+		return "end it with `keystile keys revoke KEY`, or keep some with --keep"
+	case "scopes_changed", "scopes_gone", "traffic_too_varied", "key_unreadable":
+		return "change its scopes with `keystile keys update KEY --scope SCOPE`"
+	case "nothing_to_undo":
+		return "see with `keystile audit-log list --target KEY` what was changed"
+	case "key_changed", "policy_changed":
+		return "repeat the command"
+	case "policy_without_findings":
+		return "activate one that has findings: `keystile policy export DIR` writes the built-in one"
 	case "too_many_formats":
 		return "import under a format that is known already; see with `keystile audit-log list` which imports there were"
 	}

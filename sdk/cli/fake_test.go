@@ -136,7 +136,7 @@ func (d *desk) runWith(t *testing.T, stdin string, args ...string) outcome {
 	root.AddCommand(
 		cli.NewOrgsCommand(config), cli.NewKeysCommand(config), cli.NewCallersCommand(config), cli.NewAdminsCommand(config),
 		cli.NewAuditLogCommand(config), cli.NewScopesCommand(config), cli.NewReplicasCommand(config), cli.NewPolicyCommand(config),
-		cli.NewUsageCommand(config),
+		cli.NewUsageCommand(config), cli.NewAuditCommand(config),
 	)
 	var out, talk bytes.Buffer
 	root.SetIn(strings.NewReader(stdin))

@@ -79,7 +79,9 @@ func (c Config) connected(cmd *cobra.Command, s *session, do work) *cobra.Comman
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	cmd.Flags().StringVar(&url, "url", "", "the service (default: KEYSTILE_URL)")
-	cmd.Flags().VarP(&s.output, "output", "o", "how to print data")
+	if cmd.Flags().Lookup("output") == nil { // whose data has other forms has a flag of its own
+		cmd.Flags().VarP(&s.output, "output", "o", "how to print data")
+	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		client, err := c.adminClient(url)
 		if err != nil {
@@ -107,6 +109,9 @@ func placeOf(cmd *cobra.Command) place {
 		top = top.Parent()
 	}
 	at := place{group: top.Name(), named: top.Name(), limited: cmd.Flags().Lookup("limit") != nil}
+	if top.Name() == "audit" { // what it is about is keys
+		at.group, at.named = "keys", "keys"
+	}
 	if org := cmd.Flags().Lookup("org"); org != nil && org.Changed {
 		at.named = "orgs"
 	}

@@ -102,6 +102,27 @@ func (e Environment) Valid() bool {
 	}
 }
 
+// Defines values for FindingConfidence.
+const (
+	ConfidenceHigh   FindingConfidence = "high"
+	ConfidenceLow    FindingConfidence = "low"
+	ConfidenceMedium FindingConfidence = "medium"
+)
+
+// Valid indicates whether the value is a known member of the FindingConfidence enum.
+func (e FindingConfidence) Valid() bool {
+	switch e {
+	case ConfidenceHigh:
+		return true
+	case ConfidenceLow:
+		return true
+	case ConfidenceMedium:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for KeptDecisionDegraded.
 const (
 	Limiter KeptDecisionDegraded = "limiter"
@@ -489,6 +510,27 @@ func (e Role) Valid() bool {
 	}
 }
 
+// Defines values for Severity.
+const (
+	SeverityHigh   Severity = "high"
+	SeverityLow    Severity = "low"
+	SeverityMedium Severity = "medium"
+)
+
+// Valid indicates whether the value is a known member of the Severity enum.
+func (e Severity) Valid() bool {
+	switch e {
+	case SeverityHigh:
+		return true
+	case SeverityLow:
+		return true
+	case SeverityMedium:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for UsageStep.
 const (
 	UsageByDay  UsageStep = "day"
@@ -525,6 +567,30 @@ func (e ListAuditLogParamsOrder) Valid() bool {
 	}
 }
 
+// Defines values for ListFindingsParamsDocument.
+const (
+	ListFindingsParamsDocumentCsv   ListFindingsParamsDocument = "csv"
+	ListFindingsParamsDocumentHTML  ListFindingsParamsDocument = "html"
+	ListFindingsParamsDocumentJSON  ListFindingsParamsDocument = "json"
+	ListFindingsParamsDocumentSarif ListFindingsParamsDocument = "sarif"
+)
+
+// Valid indicates whether the value is a known member of the ListFindingsParamsDocument enum.
+func (e ListFindingsParamsDocument) Valid() bool {
+	switch e {
+	case ListFindingsParamsDocumentCsv:
+		return true
+	case ListFindingsParamsDocumentHTML:
+		return true
+	case ListFindingsParamsDocumentJSON:
+		return true
+	case ListFindingsParamsDocumentSarif:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListOrganizationAuditLogParamsOrder.
 const (
 	ListOrganizationAuditLogParamsOrderNewest ListOrganizationAuditLogParamsOrder = "newest"
@@ -537,6 +603,30 @@ func (e ListOrganizationAuditLogParamsOrder) Valid() bool {
 	case ListOrganizationAuditLogParamsOrderNewest:
 		return true
 	case ListOrganizationAuditLogParamsOrderOldest:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListOrganizationFindingsParamsDocument.
+const (
+	ListOrganizationFindingsParamsDocumentCsv   ListOrganizationFindingsParamsDocument = "csv"
+	ListOrganizationFindingsParamsDocumentHTML  ListOrganizationFindingsParamsDocument = "html"
+	ListOrganizationFindingsParamsDocumentJSON  ListOrganizationFindingsParamsDocument = "json"
+	ListOrganizationFindingsParamsDocumentSarif ListOrganizationFindingsParamsDocument = "sarif"
+)
+
+// Valid indicates whether the value is a known member of the ListOrganizationFindingsParamsDocument enum.
+func (e ListOrganizationFindingsParamsDocument) Valid() bool {
+	switch e {
+	case ListOrganizationFindingsParamsDocumentCsv:
+		return true
+	case ListOrganizationFindingsParamsDocumentHTML:
+		return true
+	case ListOrganizationFindingsParamsDocumentJSON:
+		return true
+	case ListOrganizationFindingsParamsDocumentSarif:
 		return true
 	default:
 		return false
@@ -606,6 +696,39 @@ type AdminRotate struct {
 
 // AdminStatus defines model for AdminStatus.
 type AdminStatus string
+
+// AskedRequests defines model for AskedRequests.
+type AskedRequests struct {
+	Action string `json:"action"`
+	After  string `json:"after"`
+	Before string `json:"before"`
+
+	// Caller For platform admins.
+	Caller *string `json:"caller"`
+	Method string  `json:"method"`
+
+	// Outcome kept, not_allowed (neither now nor then), or caller_gone.
+	Outcome string `json:"outcome"`
+
+	// Passed Those of them that policy did not deny.
+	Passed int64 `json:"passed"`
+
+	// Path The route's template, or the path with _ for what is not recorded.
+	Path     string `json:"path"`
+	Requests int64  `json:"requests"`
+}
+
+// AskedTraffic What the policy in force says of the recorded requests, with and without what goes. The most frequent kinds are listed.
+type AskedTraffic struct {
+	Kinds          int             `json:"kinds"`
+	Listed         []AskedRequests `json:"listed"`
+	PolicyRevision string          `json:"policy_revision"`
+	Requests       int64           `json:"requests"`
+	Since          time.Time       `json:"since"`
+
+	// Until What was counted before is part of it.
+	Until time.Time `json:"until"`
+}
 
 // AuditEvent defines model for AuditEvent.
 type AuditEvent struct {
@@ -742,6 +865,13 @@ type CatalogueScope struct {
 	Name        string `json:"name"`
 }
 
+// CountedRequests defines model for CountedRequests.
+type CountedRequests struct {
+	Days     int        `json:"days"`
+	LastOn   *time.Time `json:"last_on,omitempty"`
+	Requests int64      `json:"requests"`
+}
+
 // Effective How far a change that takes rights away has got, after all live replicas have it or a second has passed.
 type Effective struct {
 	Acknowledged int             `json:"acknowledged"`
@@ -753,6 +883,37 @@ type Effective struct {
 // Environment defines model for Environment.
 type Environment string
 
+// Evidence What is known of a key and its use. More figures may come; times are absent for never.
+type Evidence struct {
+	Allowed          CountedRequests `json:"allowed"`
+	CreatedAt        time.Time       `json:"created_at"`
+	DaysUsed         int             `json:"days_used"`
+	Denied           CountedRequests `json:"denied"`
+	Environment      string          `json:"environment"`
+	ExpiresAt        *time.Time      `json:"expires_at,omitempty"`
+	FirstUsedAt      *time.Time      `json:"first_used_at,omitempty"`
+	Hint             string          `json:"hint"`
+	KeyID            string          `json:"key_id"`
+	KeyName          string          `json:"key_name"`
+	LastUsedAt       *time.Time      `json:"last_used_at,omitempty"`
+	OrganizationID   string          `json:"organization_id"`
+	OrganizationName string          `json:"organization_name"`
+	RevokedAt        *time.Time      `json:"revoked_at,omitempty"`
+	RotatedAt        *time.Time      `json:"rotated_at,omitempty"`
+	Scopes           []ScopeEvidence `json:"scopes"`
+	State            string          `json:"state"`
+	Version          int             `json:"version"`
+	Window           EvidenceWindow  `json:"window"`
+}
+
+// EvidenceWindow defines model for EvidenceWindow.
+type EvidenceWindow struct {
+	// RecordedSince Absent where nothing was recorded.
+	RecordedSince *time.Time `json:"recorded_since,omitempty"`
+	Since         time.Time  `json:"since"`
+	Until         time.Time  `json:"until"`
+}
+
 // ExternalID The adopter's own id, of printable ASCII without spaces.
 type ExternalID = string
 
@@ -762,6 +923,101 @@ type FieldError struct {
 
 	// Pointer JSON Pointer of the field; of the object for an unknown field.
 	Pointer string `json:"pointer"`
+}
+
+// Finding defines model for Finding.
+type Finding struct {
+	Code           string            `json:"code"`
+	Confidence     FindingConfidence `json:"confidence"`
+	Message        string            `json:"message"`
+	Recommendation string            `json:"recommendation"`
+
+	// Remedy narrow_scopes is what findings/apply does with remove_scopes.
+	Remedy       string   `json:"remedy"`
+	RemoveScopes []string `json:"remove_scopes"`
+	Scopes       []string `json:"scopes"`
+	Severity     Severity `json:"severity"`
+}
+
+// FindingConfidence defines model for Finding.Confidence.
+type FindingConfidence string
+
+// Findings defines model for Findings.
+type Findings struct {
+	// Keys Those with findings, or with too little evidence for some.
+	Keys []KeyFindings `json:"keys"`
+
+	// Summary Figures of what was asked for. by_code and by_severity count findings.
+	Summary FindingsSummary `json:"summary"`
+}
+
+// FindingsApply defines model for FindingsApply.
+type FindingsApply struct {
+	// Keep Scopes that stay, whatever is proposed.
+	Keep *[]Scope `json:"keep,omitempty"`
+
+	// Since The begin of the evidence; 90 days ago by default, at most 400.
+	Since *time.Time `json:"since,omitempty"`
+}
+
+// FindingsChange defines model for FindingsChange.
+type FindingsChange struct {
+	Asked     *AskedTraffic `json:"asked"`
+	Coverage  *string       `json:"coverage"`
+	DryRun    bool          `json:"dry_run"`
+	Effective *Effective    `json:"effective"`
+
+	// Findings Why; empty for an undo.
+	Findings   []Finding `json:"findings"`
+	Key        Key       `json:"key"`
+	NarrowedAt time.Time `json:"narrowed_at"`
+	NarrowedBy string    `json:"narrowed_by"`
+
+	// ScopesAfter What it was left with.
+	ScopesAfter []string `json:"scopes_after"`
+
+	// ScopesBefore What the key had before it was narrowed.
+	ScopesBefore  []string  `json:"scopes_before"`
+	UndoableUntil time.Time `json:"undoable_until"`
+
+	// Undone The key has got back what was taken.
+	Undone bool `json:"undone"`
+}
+
+// FindingsLine A line of the streamed answer. The last one has summary or problem.
+type FindingsLine struct {
+	Key      *KeyFindings `json:"key,omitempty"`
+	Problem  *Problem     `json:"problem,omitempty"`
+	Progress *struct {
+		Judged int64 `json:"judged"`
+		Keys   int64 `json:"keys"`
+	} `json:"progress,omitempty"`
+
+	// Summary Figures of what was asked for. by_code and by_severity count findings.
+	Summary *FindingsSummary `json:"summary,omitempty"`
+
+	// Text The next part of the document.
+	Text *string `json:"text,omitempty"`
+}
+
+// FindingsSummary Figures of what was asked for. by_code and by_severity count findings.
+type FindingsSummary struct {
+	ByCode     map[string]int64 `json:"by_code"`
+	BySeverity map[string]int64 `json:"by_severity"`
+
+	// EvidenceClasses For so many kinds of evidence policy was asked.
+	EvidenceClasses int64 `json:"evidence_classes"`
+	Findings        int64 `json:"findings"`
+
+	// Keys How many were judged.
+	Keys int64 `json:"keys"`
+
+	// KeysNotEnoughEvidence Of so many some kind could not be told.
+	KeysNotEnoughEvidence int64          `json:"keys_not_enough_evidence"`
+	KeysWithFindings      int64          `json:"keys_with_findings"`
+	PolicyRevision        string         `json:"policy_revision"`
+	Seconds               float32        `json:"seconds"`
+	Window                EvidenceWindow `json:"window"`
 }
 
 // ImportResult defines model for ImportResult.
@@ -881,6 +1137,20 @@ type KeyCreate struct {
 	Name      Name    `json:"name"`
 	RateLimit *Rate   `json:"rate_limit,omitempty"`
 	Scopes    []Scope `json:"scopes"`
+}
+
+// KeyFindings defines model for KeyFindings.
+type KeyFindings struct {
+	// Coverage How much the evidence covers, in a sentence.
+	Coverage string `json:"coverage"`
+
+	// Evidence What is known of a key and its use. More figures may come; times are absent for never.
+	Evidence Evidence  `json:"evidence"`
+	Findings []Finding `json:"findings"`
+
+	// NotEnoughEvidence Kinds that are neither found nor ruled out.
+	NotEnoughEvidence []string `json:"not_enough_evidence"`
+	ProposedScopes    []string `json:"proposed_scopes"`
 }
 
 // KeyList defines model for KeyList.
@@ -1503,9 +1773,12 @@ type PolicyTestRequest struct {
 type Problem struct {
 	// Code Stable, for programs. 400: malformed_json, invalid_utf8, nul_character, duplicate_field, unknown_field,
 	// trailing_data. 401: admin_unauthorized. 403: role_forbidden, exceeds_plan, policy_denied. 404: not_found.
+	// 406: not_acceptable.
 	// 409: key_revoked, caller_revoked, admin_revoked, organization_deleted, rotation_in_progress,
 	// last_platform_admin, quota_exceeded, unknown_plan, external_id_taken, name_taken, too_many_formats,
-	// policy_origin, policy_changed, policy_in_force, past_security_fix, nothing_to_roll_back.
+	// policy_origin, policy_changed, policy_in_force, past_security_fix, nothing_to_roll_back, policy_without_findings,
+	// audit_unavailable, nothing_to_apply, nothing_left, usage_not_written, traffic_needs_scopes, traffic_too_varied,
+	// key_changed, key_unreadable, nothing_to_undo, scopes_changed, scopes_gone.
 	// 412: version_mismatch. 413: body_too_large. 415: unsupported_media_type. 422: missing_field, invalid_type,
 	// out_of_range, string_too_long, unknown_parameter, duplicate_parameter, idempotency_mismatch, policy_refused. 503: unavailable.
 	Code string `json:"code"`
@@ -1514,7 +1787,7 @@ type Problem struct {
 	Detail string        `json:"detail"`
 	Errors *[]FieldError `json:"errors,omitempty"`
 
-	// Reasons Why policy refuses; for policy_refused why the policy itself is refused.
+	// Reasons Why policy refuses; for policy_refused why the policy itself is refused; for traffic_needs_scopes the requests.
 	Reasons   *[]Reason `json:"reasons,omitempty"`
 	RequestID string    `json:"request_id"`
 	Status    int       `json:"status"`
@@ -1581,6 +1854,19 @@ type Role string
 
 // Scope resource:verb, of the catalogue.
 type Scope = string
+
+// ScopeEvidence defines model for ScopeEvidence.
+type ScopeEvidence struct {
+	DaysUsed    int        `json:"days_used"`
+	FirstUsedAt *time.Time `json:"first_used_at,omitempty"`
+	Granted     bool       `json:"granted"`
+	LastUsedAt  *time.Time `json:"last_used_at,omitempty"`
+	Requests    int64      `json:"requests"`
+	Scope       string     `json:"scope"`
+}
+
+// Severity defines model for Severity.
+type Severity string
 
 // SilentReplica defines model for SilentReplica.
 type SilentReplica struct {
@@ -1825,6 +2111,9 @@ type UsageSubject struct {
 // AdminID defines model for AdminID.
 type AdminID = string
 
+// AuditSince defines model for AuditSince.
+type AuditSince = time.Time
+
 // CallerID defines model for CallerID.
 type CallerID = string
 
@@ -1970,6 +2259,27 @@ type RotateCallerParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListFindingsParams defines parameters for ListFindings.
+type ListFindingsParams struct {
+	// Since The begin of the evidence; its UTC day is included. 90 days ago by default, at most 400.
+	Since *AuditSince `form:"since,omitempty" json:"since,omitempty"`
+
+	// Key Of this key alone.
+	Key *string `form:"key,omitempty" json:"key,omitempty"`
+
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	Code *string `form:"code,omitempty" json:"code,omitempty"`
+
+	// Severity Findings that are at least so grave.
+	Severity *Severity `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// Document With application/x-ndjson, the form whose text the lines have in place of keys.
+	Document *ListFindingsParamsDocument `form:"document,omitempty" json:"document,omitempty"`
+}
+
+// ListFindingsParamsDocument defines parameters for ListFindings.
+type ListFindingsParamsDocument string
+
 // UpdateKeyParams defines parameters for UpdateKey.
 type UpdateKeyParams struct {
 	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
@@ -1977,6 +2287,32 @@ type UpdateKeyParams struct {
 
 	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ApplyKeyFindingsParams defines parameters for ApplyKeyFindings.
+type ApplyKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// UndoKeyFindingsParams defines parameters for UndoKeyFindings.
+type UndoKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // RevokeKeyParams defines parameters for RevokeKey.
@@ -2091,6 +2427,27 @@ type VerifyOrganizationAuditLogParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListOrganizationFindingsParams defines parameters for ListOrganizationFindings.
+type ListOrganizationFindingsParams struct {
+	// Since The begin of the evidence; its UTC day is included. 90 days ago by default, at most 400.
+	Since *AuditSince `form:"since,omitempty" json:"since,omitempty"`
+
+	// Key Of this key alone.
+	Key *string `form:"key,omitempty" json:"key,omitempty"`
+
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	Code *string `form:"code,omitempty" json:"code,omitempty"`
+
+	// Severity Findings that are at least so grave.
+	Severity *Severity `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// Document With application/x-ndjson, the form whose text the lines have in place of keys.
+	Document *ListOrganizationFindingsParamsDocument `form:"document,omitempty" json:"document,omitempty"`
+}
+
+// ListOrganizationFindingsParamsDocument defines parameters for ListOrganizationFindings.
+type ListOrganizationFindingsParamsDocument string
+
 // ListKeysParams defines parameters for ListKeys.
 type ListKeysParams struct {
 	// Cursor The next_cursor of the page before.
@@ -2146,6 +2503,32 @@ type UpdateOrganizationKeyParams struct {
 
 	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ApplyOrganizationKeyFindingsParams defines parameters for ApplyOrganizationKeyFindings.
+type ApplyOrganizationKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// UndoOrganizationKeyFindingsParams defines parameters for UndoOrganizationKeyFindings.
+type UndoOrganizationKeyFindingsParams struct {
+	// DryRun Do everything but keep nothing; the answer is what it would be, without a secret.
+	DryRun *DryRun `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+
+	// IfMatch The version that the change is meant for, as in ETag; another one is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey The same key with the same request within 24 hours gets the same answer, without the secret; with another
+	// request it is refused. Any text of up to 128 printable ASCII characters, for example a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // RevokeOrganizationKeyParams defines parameters for RevokeOrganizationKey.
@@ -2273,6 +2656,9 @@ type RotateCallerJSONRequestBody = CallerRotate
 // UpdateKeyJSONRequestBody defines body for UpdateKey for application/json ContentType.
 type UpdateKeyJSONRequestBody = KeyUpdate
 
+// ApplyKeyFindingsJSONRequestBody defines body for ApplyKeyFindings for application/json ContentType.
+type ApplyKeyFindingsJSONRequestBody = FindingsApply
+
 // RotateKeyJSONRequestBody defines body for RotateKey for application/json ContentType.
 type RotateKeyJSONRequestBody = KeyRotate
 
@@ -2290,6 +2676,9 @@ type CreateKeyJSONRequestBody = KeyCreate
 
 // UpdateOrganizationKeyJSONRequestBody defines body for UpdateOrganizationKey for application/json ContentType.
 type UpdateOrganizationKeyJSONRequestBody = KeyUpdate
+
+// ApplyOrganizationKeyFindingsJSONRequestBody defines body for ApplyOrganizationKeyFindings for application/json ContentType.
+type ApplyOrganizationKeyFindingsJSONRequestBody = FindingsApply
 
 // RotateOrganizationKeyJSONRequestBody defines body for RotateOrganizationKey for application/json ContentType.
 type RotateOrganizationKeyJSONRequestBody = KeyRotate
@@ -2350,12 +2739,21 @@ type ServerInterface interface {
 	// GetDecision Tell what was decided, and why
 	// (GET /v1/decisions/{dec})
 	GetDecision(c *gin.Context, dec DecisionID)
+	// ListFindings Audit the keys of all organizations (platform admins)
+	// (GET /v1/findings)
+	ListFindings(c *gin.Context, params ListFindingsParams)
 	// GetKey Get a key by its id alone
 	// (GET /v1/keys/{key})
 	GetKey(c *gin.Context, key KeyID)
 	// UpdateKey Change a key; what is absent stays as it is
 	// (PATCH /v1/keys/{key})
 	UpdateKey(c *gin.Context, key KeyID, params UpdateKeyParams)
+	// ApplyKeyFindings Narrow a key to the scopes that its findings propose, by its id alone
+	// (POST /v1/keys/{key}/findings/apply)
+	ApplyKeyFindings(c *gin.Context, key KeyID, params ApplyKeyFindingsParams)
+	// UndoKeyFindings Give a key back the scopes that findings/apply took last, by its id alone
+	// (POST /v1/keys/{key}/findings/undo)
+	UndoKeyFindings(c *gin.Context, key KeyID, params UndoKeyFindingsParams)
 	// RevokeKey Revoke a key with all its secrets, for ever
 	// (POST /v1/keys/{key}/revoke)
 	RevokeKey(c *gin.Context, key KeyID, params RevokeKeyParams)
@@ -2389,6 +2787,9 @@ type ServerInterface interface {
 	// VerifyOrganizationAuditLog Check an organization's chain, and what checkpoints say of it
 	// (POST /v1/organizations/{org}/audit-log/verify)
 	VerifyOrganizationAuditLog(c *gin.Context, org OrganizationID, params VerifyOrganizationAuditLogParams)
+	// ListOrganizationFindings Audit the keys of an organization
+	// (GET /v1/organizations/{org}/findings)
+	ListOrganizationFindings(c *gin.Context, org OrganizationID, params ListOrganizationFindingsParams)
 	// ListKeys List an organization's keys, newest first
 	// (GET /v1/organizations/{org}/keys)
 	ListKeys(c *gin.Context, org OrganizationID, params ListKeysParams)
@@ -2404,6 +2805,12 @@ type ServerInterface interface {
 	// UpdateOrganizationKey Change a key; what is absent stays as it is
 	// (PATCH /v1/organizations/{org}/keys/{key})
 	UpdateOrganizationKey(c *gin.Context, org OrganizationID, key KeyID, params UpdateOrganizationKeyParams)
+	// ApplyOrganizationKeyFindings Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+	// (POST /v1/organizations/{org}/keys/{key}/findings/apply)
+	ApplyOrganizationKeyFindings(c *gin.Context, org OrganizationID, key KeyID, params ApplyOrganizationKeyFindingsParams)
+	// UndoOrganizationKeyFindings Give a key back the scopes that findings/apply took last
+	// (POST /v1/organizations/{org}/keys/{key}/findings/undo)
+	UndoOrganizationKeyFindings(c *gin.Context, org OrganizationID, key KeyID, params UndoOrganizationKeyFindingsParams)
 	// RevokeOrganizationKey Revoke a key with all its secrets, for ever
 	// (POST /v1/organizations/{org}/keys/{key}/revoke)
 	RevokeOrganizationKey(c *gin.Context, org OrganizationID, key KeyID, params RevokeOrganizationKeyParams)
@@ -3013,6 +3420,65 @@ func (siw *ServerInterfaceWrapper) GetDecision(c *gin.Context) {
 	siw.Handler.GetDecision(c, dec)
 }
 
+// ListFindings operation middleware
+func (siw *ServerInterfaceWrapper) ListFindings(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListFindingsParams
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", c.Request.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter since: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "code" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "code", c.Request.URL.Query(), &params.Code, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter code: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "severity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "severity", c.Request.URL.Query(), &params.Severity, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter severity: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "document" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "document", c.Request.URL.Query(), &params.Document, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter document: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListFindings(c, params)
+}
+
 // GetKey operation middleware
 func (siw *ServerInterfaceWrapper) GetKey(c *gin.Context) {
 
@@ -3093,6 +3559,158 @@ func (siw *ServerInterfaceWrapper) UpdateKey(c *gin.Context) {
 	}
 
 	siw.Handler.UpdateKey(c, key, params)
+}
+
+// ApplyKeyFindings operation middleware
+func (siw *ServerInterfaceWrapper) ApplyKeyFindings(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "key" -------------
+	var key KeyID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key", c.Param("key"), &key, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ApplyKeyFindingsParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ApplyKeyFindings(c, key, params)
+}
+
+// UndoKeyFindings operation middleware
+func (siw *ServerInterfaceWrapper) UndoKeyFindings(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "key" -------------
+	var key KeyID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key", c.Param("key"), &key, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UndoKeyFindingsParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.UndoKeyFindings(c, key, params)
 }
 
 // RevokeKey operation middleware
@@ -3669,6 +4287,74 @@ func (siw *ServerInterfaceWrapper) VerifyOrganizationAuditLog(c *gin.Context) {
 	siw.Handler.VerifyOrganizationAuditLog(c, org, params)
 }
 
+// ListOrganizationFindings operation middleware
+func (siw *ServerInterfaceWrapper) ListOrganizationFindings(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org" -------------
+	var org OrganizationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org", c.Param("org"), &org, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter org: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListOrganizationFindingsParams
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", c.Request.URL.Query(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter since: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "key" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "key", c.Request.URL.Query(), &params.Key, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "code" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "code", c.Request.URL.Query(), &params.Code, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter code: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "severity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "severity", c.Request.URL.Query(), &params.Severity, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter severity: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "document" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "document", c.Request.URL.Query(), &params.Document, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter document: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListOrganizationFindings(c, org, params)
+}
+
 // ListKeys operation middleware
 func (siw *ServerInterfaceWrapper) ListKeys(c *gin.Context) {
 
@@ -3989,6 +4675,176 @@ func (siw *ServerInterfaceWrapper) UpdateOrganizationKey(c *gin.Context) {
 	}
 
 	siw.Handler.UpdateOrganizationKey(c, org, key, params)
+}
+
+// ApplyOrganizationKeyFindings operation middleware
+func (siw *ServerInterfaceWrapper) ApplyOrganizationKeyFindings(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org" -------------
+	var org OrganizationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org", c.Param("org"), &org, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter org: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "key" -------------
+	var key KeyID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key", c.Param("key"), &key, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ApplyOrganizationKeyFindingsParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ApplyOrganizationKeyFindings(c, org, key, params)
+}
+
+// UndoOrganizationKeyFindings operation middleware
+func (siw *ServerInterfaceWrapper) UndoOrganizationKeyFindings(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org" -------------
+	var org OrganizationID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org", c.Param("org"), &org, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter org: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "key" -------------
+	var key KeyID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key", c.Param("key"), &key, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter key: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UndoOrganizationKeyFindingsParams
+
+	// ------------- Optional query parameter "dry_run" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "dry_run", c.Request.URL.Query(), &params.DryRun, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter dry_run: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfMatch = &IfMatch
+
+	}
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.UndoOrganizationKeyFindings(c, org, key, params)
 }
 
 // RevokeOrganizationKey operation middleware
@@ -4680,6 +5536,12 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/v1/policy/shadow", wrapper.GetPolicyShadow)
 	router.POST(options.BaseURL+"/v1/policy/shadow", wrapper.StartPolicyShadow)
 	router.POST(options.BaseURL+"/v1/policy/rollback", wrapper.RollBackPolicy)
+	router.GET(options.BaseURL+"/v1/findings", wrapper.ListFindings)
+	router.GET(options.BaseURL+"/v1/organizations/:org/findings", wrapper.ListOrganizationFindings)
+	router.POST(options.BaseURL+"/v1/organizations/:org/keys/:key/findings/apply", wrapper.ApplyOrganizationKeyFindings)
+	router.POST(options.BaseURL+"/v1/organizations/:org/keys/:key/findings/undo", wrapper.UndoOrganizationKeyFindings)
+	router.POST(options.BaseURL+"/v1/keys/:key/findings/apply", wrapper.ApplyKeyFindings)
+	router.POST(options.BaseURL+"/v1/keys/:key/findings/undo", wrapper.UndoKeyFindings)
 	router.GET(options.BaseURL+"/v1/decisions/:dec", wrapper.GetDecision)
 	router.GET(options.BaseURL+"/v1/organizations/:org/usage", wrapper.GetOrganizationUsage)
 	router.GET(options.BaseURL+"/v1/organizations/:org/keys/:key/usage", wrapper.GetOrganizationKeyUsage)
@@ -5205,6 +6067,142 @@ func (response GetDecisiondefaultApplicationProblemPlusJSONResponse) VisitGetDec
 	return err
 }
 
+type ListFindingsRequestObject struct {
+	Params ListFindingsParams
+}
+
+type ListFindingsResponseObject interface {
+	VisitListFindingsResponse(w http.ResponseWriter) error
+}
+
+type ListFindings200JSONResponse Findings
+
+func (response ListFindings200JSONResponse) VisitListFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListFindings200ApplicationSarifPlusJSONResponse map[string]interface{}
+
+func (response ListFindings200ApplicationSarifPlusJSONResponse) VisitListFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/sarif+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListFindings200ApplicationXNdjsonResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListFindings200ApplicationXNdjsonResponse) VisitListFindingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type ListFindings200TextCsvResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListFindings200TextCsvResponse) VisitListFindingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/csv")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ListFindings200TextHTMLResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListFindings200TextHTMLResponse) VisitListFindingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/html")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ListFindingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListFindingsdefaultApplicationProblemPlusJSONResponse) VisitListFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetKeyRequestObject struct {
 	Key KeyID `json:"key"`
 }
@@ -5294,6 +6292,107 @@ type UpdateKeydefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response UpdateKeydefaultApplicationProblemPlusJSONResponse) VisitUpdateKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ApplyKeyFindingsRequestObject struct {
+	Key    KeyID `json:"key"`
+	Params ApplyKeyFindingsParams
+	Body   *ApplyKeyFindingsJSONRequestBody
+}
+
+type ApplyKeyFindingsResponseObject interface {
+	VisitApplyKeyFindingsResponse(w http.ResponseWriter) error
+}
+
+type ApplyKeyFindings200ResponseHeaders struct {
+	ETag *string
+}
+
+type ApplyKeyFindings200JSONResponse struct {
+	Body    FindingsChange
+	Headers ApplyKeyFindings200ResponseHeaders
+}
+
+func (response ApplyKeyFindings200JSONResponse) VisitApplyKeyFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ApplyKeyFindingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ApplyKeyFindingsdefaultApplicationProblemPlusJSONResponse) VisitApplyKeyFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UndoKeyFindingsRequestObject struct {
+	Key    KeyID `json:"key"`
+	Params UndoKeyFindingsParams
+}
+
+type UndoKeyFindingsResponseObject interface {
+	VisitUndoKeyFindingsResponse(w http.ResponseWriter) error
+}
+
+type UndoKeyFindings200ResponseHeaders struct {
+	ETag *string
+}
+
+type UndoKeyFindings200JSONResponse struct {
+	Body    FindingsChange
+	Headers UndoKeyFindings200ResponseHeaders
+}
+
+func (response UndoKeyFindings200JSONResponse) VisitUndoKeyFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UndoKeyFindingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UndoKeyFindingsdefaultApplicationProblemPlusJSONResponse) VisitUndoKeyFindingsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5797,6 +6896,143 @@ func (response VerifyOrganizationAuditLogdefaultApplicationProblemPlusJSONRespon
 	return err
 }
 
+type ListOrganizationFindingsRequestObject struct {
+	Org    OrganizationID `json:"org"`
+	Params ListOrganizationFindingsParams
+}
+
+type ListOrganizationFindingsResponseObject interface {
+	VisitListOrganizationFindingsResponse(w http.ResponseWriter) error
+}
+
+type ListOrganizationFindings200JSONResponse Findings
+
+func (response ListOrganizationFindings200JSONResponse) VisitListOrganizationFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOrganizationFindings200ApplicationSarifPlusJSONResponse map[string]interface{}
+
+func (response ListOrganizationFindings200ApplicationSarifPlusJSONResponse) VisitListOrganizationFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/sarif+json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOrganizationFindings200ApplicationXNdjsonResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListOrganizationFindings200ApplicationXNdjsonResponse) VisitListOrganizationFindingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type ListOrganizationFindings200TextCsvResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListOrganizationFindings200TextCsvResponse) VisitListOrganizationFindingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/csv")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ListOrganizationFindings200TextHTMLResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListOrganizationFindings200TextHTMLResponse) VisitListOrganizationFindingsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/html")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ListOrganizationFindingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListOrganizationFindingsdefaultApplicationProblemPlusJSONResponse) VisitListOrganizationFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListKeysRequestObject struct {
 	Org    OrganizationID `json:"org"`
 	Params ListKeysParams
@@ -6010,6 +7246,109 @@ type UpdateOrganizationKeydefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response UpdateOrganizationKeydefaultApplicationProblemPlusJSONResponse) VisitUpdateOrganizationKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ApplyOrganizationKeyFindingsRequestObject struct {
+	Org    OrganizationID `json:"org"`
+	Key    KeyID          `json:"key"`
+	Params ApplyOrganizationKeyFindingsParams
+	Body   *ApplyOrganizationKeyFindingsJSONRequestBody
+}
+
+type ApplyOrganizationKeyFindingsResponseObject interface {
+	VisitApplyOrganizationKeyFindingsResponse(w http.ResponseWriter) error
+}
+
+type ApplyOrganizationKeyFindings200ResponseHeaders struct {
+	ETag *string
+}
+
+type ApplyOrganizationKeyFindings200JSONResponse struct {
+	Body    FindingsChange
+	Headers ApplyOrganizationKeyFindings200ResponseHeaders
+}
+
+func (response ApplyOrganizationKeyFindings200JSONResponse) VisitApplyOrganizationKeyFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ApplyOrganizationKeyFindingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ApplyOrganizationKeyFindingsdefaultApplicationProblemPlusJSONResponse) VisitApplyOrganizationKeyFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UndoOrganizationKeyFindingsRequestObject struct {
+	Org    OrganizationID `json:"org"`
+	Key    KeyID          `json:"key"`
+	Params UndoOrganizationKeyFindingsParams
+}
+
+type UndoOrganizationKeyFindingsResponseObject interface {
+	VisitUndoOrganizationKeyFindingsResponse(w http.ResponseWriter) error
+}
+
+type UndoOrganizationKeyFindings200ResponseHeaders struct {
+	ETag *string
+}
+
+type UndoOrganizationKeyFindings200JSONResponse struct {
+	Body    FindingsChange
+	Headers UndoOrganizationKeyFindings200ResponseHeaders
+}
+
+func (response UndoOrganizationKeyFindings200JSONResponse) VisitUndoOrganizationKeyFindingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.ETag != nil {
+		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UndoOrganizationKeyFindingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UndoOrganizationKeyFindingsdefaultApplicationProblemPlusJSONResponse) VisitUndoOrganizationKeyFindingsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6769,12 +8108,21 @@ type StrictServerInterface interface {
 	// GetDecision Tell what was decided, and why
 	// (GET /v1/decisions/{dec})
 	GetDecision(ctx context.Context, request GetDecisionRequestObject) (GetDecisionResponseObject, error)
+	// ListFindings Audit the keys of all organizations (platform admins)
+	// (GET /v1/findings)
+	ListFindings(ctx context.Context, request ListFindingsRequestObject) (ListFindingsResponseObject, error)
 	// GetKey Get a key by its id alone
 	// (GET /v1/keys/{key})
 	GetKey(ctx context.Context, request GetKeyRequestObject) (GetKeyResponseObject, error)
 	// UpdateKey Change a key; what is absent stays as it is
 	// (PATCH /v1/keys/{key})
 	UpdateKey(ctx context.Context, request UpdateKeyRequestObject) (UpdateKeyResponseObject, error)
+	// ApplyKeyFindings Narrow a key to the scopes that its findings propose, by its id alone
+	// (POST /v1/keys/{key}/findings/apply)
+	ApplyKeyFindings(ctx context.Context, request ApplyKeyFindingsRequestObject) (ApplyKeyFindingsResponseObject, error)
+	// UndoKeyFindings Give a key back the scopes that findings/apply took last, by its id alone
+	// (POST /v1/keys/{key}/findings/undo)
+	UndoKeyFindings(ctx context.Context, request UndoKeyFindingsRequestObject) (UndoKeyFindingsResponseObject, error)
 	// RevokeKey Revoke a key with all its secrets, for ever
 	// (POST /v1/keys/{key}/revoke)
 	RevokeKey(ctx context.Context, request RevokeKeyRequestObject) (RevokeKeyResponseObject, error)
@@ -6808,6 +8156,9 @@ type StrictServerInterface interface {
 	// VerifyOrganizationAuditLog Check an organization's chain, and what checkpoints say of it
 	// (POST /v1/organizations/{org}/audit-log/verify)
 	VerifyOrganizationAuditLog(ctx context.Context, request VerifyOrganizationAuditLogRequestObject) (VerifyOrganizationAuditLogResponseObject, error)
+	// ListOrganizationFindings Audit the keys of an organization
+	// (GET /v1/organizations/{org}/findings)
+	ListOrganizationFindings(ctx context.Context, request ListOrganizationFindingsRequestObject) (ListOrganizationFindingsResponseObject, error)
 	// ListKeys List an organization's keys, newest first
 	// (GET /v1/organizations/{org}/keys)
 	ListKeys(ctx context.Context, request ListKeysRequestObject) (ListKeysResponseObject, error)
@@ -6823,6 +8174,12 @@ type StrictServerInterface interface {
 	// UpdateOrganizationKey Change a key; what is absent stays as it is
 	// (PATCH /v1/organizations/{org}/keys/{key})
 	UpdateOrganizationKey(ctx context.Context, request UpdateOrganizationKeyRequestObject) (UpdateOrganizationKeyResponseObject, error)
+	// ApplyOrganizationKeyFindings Narrow a key to the scopes that its findings propose, if nothing recorded would be denied
+	// (POST /v1/organizations/{org}/keys/{key}/findings/apply)
+	ApplyOrganizationKeyFindings(ctx context.Context, request ApplyOrganizationKeyFindingsRequestObject) (ApplyOrganizationKeyFindingsResponseObject, error)
+	// UndoOrganizationKeyFindings Give a key back the scopes that findings/apply took last
+	// (POST /v1/organizations/{org}/keys/{key}/findings/undo)
+	UndoOrganizationKeyFindings(ctx context.Context, request UndoOrganizationKeyFindingsRequestObject) (UndoOrganizationKeyFindingsResponseObject, error)
 	// RevokeOrganizationKey Revoke a key with all its secrets, for ever
 	// (POST /v1/organizations/{org}/keys/{key}/revoke)
 	RevokeOrganizationKey(ctx context.Context, request RevokeOrganizationKeyRequestObject) (RevokeOrganizationKeyResponseObject, error)
@@ -7362,6 +8719,32 @@ func (sh *strictHandler) GetDecision(ctx *gin.Context, dec DecisionID) {
 	}
 }
 
+// ListFindings operation middleware
+func (sh *strictHandler) ListFindings(ctx *gin.Context, params ListFindingsParams) {
+	var request ListFindingsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListFindings(ctx, request.(ListFindingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListFindings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListFindingsResponseObject); ok {
+		if err := validResponse.VisitListFindingsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetKey operation middleware
 func (sh *strictHandler) GetKey(ctx *gin.Context, key KeyID) {
 	var request GetKeyRequestObject
@@ -7426,6 +8809,78 @@ func (sh *strictHandler) UpdateKey(ctx *gin.Context, key KeyID, params UpdateKey
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(UpdateKeyResponseObject); ok {
 		if err := validResponse.VisitUpdateKeyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ApplyKeyFindings operation middleware
+func (sh *strictHandler) ApplyKeyFindings(ctx *gin.Context, key KeyID, params ApplyKeyFindingsParams) {
+	var request ApplyKeyFindingsRequestObject
+
+	request.Key = key
+	request.Params = params
+
+	var body ApplyKeyFindingsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ApplyKeyFindings(ctx, request.(ApplyKeyFindingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ApplyKeyFindings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ApplyKeyFindingsResponseObject); ok {
+		if err := validResponse.VisitApplyKeyFindingsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UndoKeyFindings operation middleware
+func (sh *strictHandler) UndoKeyFindings(ctx *gin.Context, key KeyID, params UndoKeyFindingsParams) {
+	var request UndoKeyFindingsRequestObject
+
+	request.Key = key
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UndoKeyFindings(ctx, request.(UndoKeyFindingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UndoKeyFindings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(UndoKeyFindingsResponseObject); ok {
+		if err := validResponse.VisitUndoKeyFindingsResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -7800,6 +9255,33 @@ func (sh *strictHandler) VerifyOrganizationAuditLog(ctx *gin.Context, org Organi
 	}
 }
 
+// ListOrganizationFindings operation middleware
+func (sh *strictHandler) ListOrganizationFindings(ctx *gin.Context, org OrganizationID, params ListOrganizationFindingsParams) {
+	var request ListOrganizationFindingsRequestObject
+
+	request.Org = org
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListOrganizationFindings(ctx, request.(ListOrganizationFindingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListOrganizationFindings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListOrganizationFindingsResponseObject); ok {
+		if err := validResponse.VisitListOrganizationFindingsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListKeys operation middleware
 func (sh *strictHandler) ListKeys(ctx *gin.Context, org OrganizationID, params ListKeysParams) {
 	var request ListKeysRequestObject
@@ -7967,6 +9449,80 @@ func (sh *strictHandler) UpdateOrganizationKey(ctx *gin.Context, org Organizatio
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(UpdateOrganizationKeyResponseObject); ok {
 		if err := validResponse.VisitUpdateOrganizationKeyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ApplyOrganizationKeyFindings operation middleware
+func (sh *strictHandler) ApplyOrganizationKeyFindings(ctx *gin.Context, org OrganizationID, key KeyID, params ApplyOrganizationKeyFindingsParams) {
+	var request ApplyOrganizationKeyFindingsRequestObject
+
+	request.Org = org
+	request.Key = key
+	request.Params = params
+
+	var body ApplyOrganizationKeyFindingsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ApplyOrganizationKeyFindings(ctx, request.(ApplyOrganizationKeyFindingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ApplyOrganizationKeyFindings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ApplyOrganizationKeyFindingsResponseObject); ok {
+		if err := validResponse.VisitApplyOrganizationKeyFindingsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UndoOrganizationKeyFindings operation middleware
+func (sh *strictHandler) UndoOrganizationKeyFindings(ctx *gin.Context, org OrganizationID, key KeyID, params UndoOrganizationKeyFindingsParams) {
+	var request UndoOrganizationKeyFindingsRequestObject
+
+	request.Org = org
+	request.Key = key
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UndoOrganizationKeyFindings(ctx, request.(UndoOrganizationKeyFindingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UndoOrganizationKeyFindings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(UndoOrganizationKeyFindingsResponseObject); ok {
+		if err := validResponse.VisitUndoOrganizationKeyFindingsResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
