@@ -137,12 +137,12 @@ func settings() []setting {
 			parse: parseDuration(time.Second, 24*time.Hour, func(c *Config) *time.Duration { return &c.StaleMax }),
 		},
 		{
-			name: "usage_retention", form: "duration between 24h and 9600h (400 days): for how long usage by the hour, and with it recorded requests, is kept",
-			fallback: "2160h", parse: parseDuration(24*time.Hour, 9600*time.Hour, func(c *Config) *time.Duration { return &c.UsageRetention }),
+			name: "usage_retention", form: "duration between 48h and 9600h (400 days): for how long usage by the hour, and with it recorded requests, is kept",
+			fallback: "2160h", parse: parseDuration(48*time.Hour, 9600*time.Hour, func(c *Config) *time.Duration { return &c.UsageRetention }),
 		},
 		{
-			name: "usage_days_retention", form: "duration between 24h and 26280h (three years), not below usage_retention: for how long usage by the day and by network is kept",
-			fallback: "9600h", parse: parseDuration(24*time.Hour, 26280*time.Hour, func(c *Config) *time.Duration { return &c.UsageDaysRetention }),
+			name: "usage_days_retention", form: "duration between 48h and 26280h (three years), not below usage_retention: for how long usage by the day and by network is kept",
+			fallback: "9600h", parse: parseDuration(48*time.Hour, 26280*time.Hour, func(c *Config) *time.Duration { return &c.UsageDaysRetention }),
 		},
 		{
 			name: "usage_network", form: "truncated (/24, /48), full or off: what usage keeps of the clients' addresses", fallback: string(store.UsageNetworkTruncated),

@@ -18,6 +18,9 @@ type Evidence struct {
 	Version int `json:"version"`
 
 	CreatedAt time.Time `json:"created_at"`
+	// ScopesSince is when a scope was last given to the key; zero when it has those that it was
+	// made with, or fewer.
+	ScopesSince time.Time `json:"scopes_since,omitzero"`
 	// ExpiresAt is the earlier end of the key and of its newest secret; zero for never.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 	// RevokedAt is zero while the key is not revoked.
@@ -103,14 +106,14 @@ type Window struct {
 // day is a UTC day: UTC has no others.
 const day = 24 * time.Hour
 
-// CoveredSince is from when on the window tells about the key: not before counting began, and
-// not before there was a key.
+// CoveredSince is from when on the window tells about the key: not before counting began, not
+// before there was a key, and not before it had its scopes: what was given yesterday is not unused.
 func (e *Evidence) CoveredSince() time.Time {
 	since := e.Window.Since
 	if e.Window.RecordedSince.IsZero() {
 		return e.Window.Until
 	}
-	for _, at := range []time.Time{e.Window.RecordedSince, e.CreatedAt} {
+	for _, at := range []time.Time{e.Window.RecordedSince, e.CreatedAt, e.ScopesSince} {
 		if at.After(since) {
 			since = at
 		}

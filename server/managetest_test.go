@@ -301,8 +301,8 @@ func (a answer) code() string {
 func (w *world) dump() string {
 	w.t.Helper()
 	var tables []string
-	if err := w.db.Select(&tables, `SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema()
-		AND tablename NOT IN ('revision', 'replicas') ORDER BY 1`); err != nil {
+	if err := w.db.Select(&tables, `SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = current_schema()::regnamespace
+		AND relkind IN ('r', 'p') AND NOT relispartition AND relname NOT IN ('revision', 'revision_marks', 'replicas') ORDER BY 1`); err != nil {
 		w.t.Fatal(err)
 	}
 	if len(tables) < 8 {

@@ -75,8 +75,7 @@ func (r *reads) evidenceWindow(ctx context.Context, f manage.EvidenceFilter) (au
 	}
 	var first sql.NullTime
 	// Which days were counted is nobody's.
-	err := r.tx.GetContext(ctx, &first, `
-		SELECT LEAST((SELECT min(day) FROM usage_days_done)::timestamp AT TIME ZONE 'UTC', (SELECT min(hour) FROM usage_hours))`)
+	err := r.tx.GetContext(ctx, &first, `SELECT `+countedByDay)
 	if err != nil {
 		return w, translate("read since when usage is counted", err)
 	}
@@ -121,6 +120,7 @@ type (
 		scopes                 pq.StringArray
 		created                time.Time
 		expires, revoked       sql.NullTime
+		scopesSince            sql.NullTime
 		disabled, suspended    bool
 		version                int
 	}
@@ -128,6 +128,7 @@ type (
 		key                      authz.KeyID
 		hint                     string
 		created                  time.Time
+		revoked                  bool
 		expires, first, lastUsed sql.NullTime
 	}
 	evidenceScope struct {
@@ -183,10 +184,10 @@ func (c *evidenceReader) open(ctx context.Context, t manage.Tenant, f manage.Evi
 	args := evidenceArgs(t, f)
 	c.keys = keyCursor[evidenceKey]{r: c.reads, name: "evidence_keys", scan: func(rows *sql.Rows, k *evidenceKey) error {
 		return rows.Scan(&k.id, &k.organization, &k.organizationName, &k.name, &k.environment, &k.scopes, &k.created, &k.expires, &k.revoked,
-			&k.disabled, &k.suspended, &k.version)
+			&k.disabled, &k.suspended, &k.version, &k.scopesSince)
 	}}
 	c.secrets = keyCursor[evidenceSecret]{r: c.reads, name: "evidence_secrets", scan: func(rows *sql.Rows, s *evidenceSecret) error {
-		return rows.Scan(&s.key, &s.hint, &s.created, &s.expires, &s.first, &s.lastUsed)
+		return rows.Scan(&s.key, &s.hint, &s.created, &s.expires, &s.revoked, &s.first, &s.lastUsed)
 	}}
 	c.scopes = keyCursor[evidenceScope]{r: c.reads, name: "evidence_scopes", scan: func(rows *sql.Rows, s *evidenceScope) error {
 		return rows.Scan(&s.key, &s.scope, &s.first, &s.last)
@@ -194,9 +195,9 @@ func (c *evidenceReader) open(ctx context.Context, t manage.Tenant, f manage.Evi
 	err := errors.Join(
 		c.keys.open(ctx, `
 			SELECT k.id, k.organization_id, o.name, k.name, k.environment, k.scopes, k.created_at, k.expires_at, k.revoked_at,
-				k.disabled_at IS NOT NULL, o.suspended_at IS NOT NULL, k.version`+evidenceKeys+` ORDER BY k.id`, args...),
+				k.disabled_at IS NOT NULL, o.suspended_at IS NOT NULL, k.version, CASE WHEN isfinite(k.scopes_since) THEN k.scopes_since END`+evidenceKeys+` ORDER BY k.id`, args...),
 		c.secrets.open(ctx, `
-			SELECT s.key_id, s.hint, s.created_at, s.expires_at, u.first_used_at, u.used_at
+			SELECT s.key_id, s.hint, s.created_at, s.expires_at, s.revoked_at IS NOT NULL, u.first_used_at, u.used_at
 			FROM (SELECT k.id`+evidenceKeys+`) k JOIN key_secrets s ON s.key_id = k.id LEFT JOIN secret_uses u ON u.secret_id = s.id
 			WHERE isfinite(s.created_at) AND isfinite(COALESCE(s.expires_at, s.created_at)) AND s.created_at < $5::timestamptz
 			ORDER BY s.key_id`, args...),

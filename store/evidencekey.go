@@ -96,7 +96,7 @@ func (c *evidenceReader) evidence(ctx context.Context, k *evidenceKey) (*authz.E
 	clear(c.scopeNetworks)
 	e.Organization, e.OrganizationName, e.Key, e.KeyName = k.organization, k.organizationName, k.id, k.name
 	e.Environment, e.Version, e.Window = authz.Environment(k.environment), k.version, c.window
-	e.CreatedAt, e.RevokedAt = k.created.UTC(), utc(k.revoked)
+	e.CreatedAt, e.RevokedAt, e.ScopesSince = k.created.UTC(), utc(k.revoked), utc(k.scopesSince)
 	for _, s := range k.scopes {
 		e.scope(authz.Scope(s)).Granted = true
 	}
@@ -125,10 +125,12 @@ func (c *evidenceReader) readSecrets(ctx context.Context, k *evidenceKey) error 
 	e, n := &c.e, 0
 	var newest time.Time
 	var newestExpires sql.NullTime
+	newestRevoked := false
 	err := c.secrets.of(ctx, k.id, func(s *evidenceSecret) {
 		n++
-		if n == 1 || s.created.After(newest) {
-			newest, newestExpires, e.Hint = s.created, s.expires, s.hint
+		// One that was revoked speaks for the key only while no other is left.
+		if n == 1 || newestRevoked && !s.revoked || newestRevoked == s.revoked && s.created.After(newest) {
+			newest, newestExpires, newestRevoked, e.Hint = s.created, s.expires, s.revoked, s.hint
 		}
 		if first := utc(s.first); !first.IsZero() && (e.FirstUsedAt.IsZero() || first.Before(e.FirstUsedAt)) {
 			e.FirstUsedAt = first
@@ -265,6 +267,9 @@ func (c *evidenceReader) finish() {
 				continue
 			}
 			s.Networks++
+			if at.network == otherNetworks.String() {
+				s.Networks++ // it stands for several
+			}
 			if day := c.networks[at.network]; first < 0 || day < first {
 				first = day
 			}

@@ -152,11 +152,12 @@ func (c *Change) UpdateKey(ctx context.Context, t manage.Tenant, k *manage.Key) 
 		UPDATE api_keys SET external_id = $4, name = $5, scopes = $6, expires_at = $7, lifetime_seconds = $8,
 			revoked_at = COALESCE(revoked_at, $9), disabled_at = $10, restricted = $11, allowed_cidrs = $12::cidr[],
 			rate_limit_rate = $13, rate_limit_period_seconds = $14, rate_limit_burst = $15, metadata = $16,
+			scopes_since = CASE WHEN scopes @> $6::text[] THEN scopes_since ELSE $18 END,
 			version = version + 1, revision = $17
 		WHERE ($1::boolean OR organization_id = $2::uuid) AND id = $3::uuid RETURNING version`,
 		t.Everyone(), t.Organization(), k.ID, optionalText(k.ExternalID), k.Name, texts(sorted(k.Scopes)),
 		optionalTime(k.ExpiresAt), lifetimeColumn(k.Lifetime), optionalTime(k.RevokedAt), optionalTime(k.DisabledAt), k.Restricted,
-		pq.StringArray(cidrs(k.AllowedCIDRs)), rate, period, burst, k.Metadata.JSON(), c.revision)
+		pq.StringArray(cidrs(k.AllowedCIDRs)), rate, period, burst, k.Metadata.JSON(), c.revision, c.now)
 }
 
 // InsertSecret implements manage.Writer.

@@ -140,7 +140,10 @@ func (u *usage) add(k *usageKey, from sighting) {
 // detail, or else dropped, and that is told.
 func (u *usage) addNew(shard *usageShard, k usageKey, from sighting) {
 	if u.size.Load() >= maxUsageCounts || k.shape.Unmatched() && !u.unmatched.holds(k.organization, k.hour/24, k.shape) {
-		k.shape, k.scopes = authz.CollapsedShape(), ""
+		k.shape = authz.CollapsedShape()
+		if k.code != authz.CodeAllowed { // those of allowed requests are the key's own, few and in use
+			k.scopes = ""
+		}
 		if c := shard.counts[k]; c != nil {
 			c.add(u, &k, from)
 			return

@@ -36,8 +36,13 @@ func (s *Store) rollUp(ctx context.Context, now time.Time, keysAtOnce int) error
 		return translate("add usage up", err)
 	}
 	for _, day := range days {
-		if err := s.tending(ctx, func(tx *sqlx.Tx) error { return rollUpDay(ctx, tx, day.Format(time.DateOnly), keysAtOnce) }); err != nil {
-			return err
+		mine := false
+		err := s.tending(ctx, func(tx *sqlx.Tx) error {
+			mine = true
+			return rollUpDay(ctx, tx, day.Format(time.DateOnly), keysAtOnce)
+		})
+		if err != nil || !mine {
+			return err // another replica is at it; a day that is passed over would be told by no table
 		}
 	}
 	return nil

@@ -240,8 +240,13 @@ func TestUsageDays_OldOnesAreForgotten(t *testing.T) {
 		db.MustExec(`INSERT INTO usage_networks SELECT $1::date, `+zero+`, `+zero+`, '', '::/0', true, 1`, day)
 		db.MustExec(`INSERT INTO usage_days_done VALUES ($1::date, now())`, day)
 	}
+	db.MustExec(`INSERT INTO usage_days_done VALUES ($1::date, now())`, dayOf(62)) // without usage
 	if err := s.TendUsage(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	var since string
+	if err := db.GetContext(t.Context(), &since, `SELECT min(day)::text FROM usage_days_done`); err != nil || since < dayOf(61).Format(time.DateOnly) {
+		t.Errorf("days are counted since %s: %v", since, err)
 	}
 	if _, days, told, networks := sums(t, db); days != 1 || told != 1 || networks != 1 {
 		t.Errorf("%d days, %d told, %d networks are kept, want those of the last 60 days", days, told, networks)

@@ -84,7 +84,7 @@ func forgetUsage(ctx context.Context, tx *sqlx.Tx, kept usageKept) error {
 		{`DELETE FROM usage_hours_default WHERE hour < $1`, kept.hours},
 		{`DELETE FROM usage_days_default WHERE day < $1::date`, kept.days},
 		{`DELETE FROM usage_networks_default WHERE day < $1::date`, kept.days},
-		{`DELETE FROM usage_days_done WHERE day < $1::date`, kept.days.AddDate(0, -1, -2)},
+		{`DELETE FROM usage_days_done WHERE day < $1::date`, kept.days}, // whatever of them is left is not all there was
 		{`DELETE FROM usage_shapes WHERE seen_on < $1::date`, kept.days.AddDate(0, -1, -2)},
 		{`DELETE FROM usage_batches WHERE written_at < $1`, kept.now.Add(-batchesKept)},
 	} {

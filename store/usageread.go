@@ -69,6 +69,11 @@ func (u *usageReading) args(more ...any) []any {
 	return append([]any{u.tenant.Everyone(), u.tenant.Organization(), f.Organization, f.Key, f.Since, f.Until}, more...)
 }
 
+// countedByDay is since when usage_by_day tells all that was counted: what is before the first
+// day that was added up is told by nobody.
+const countedByDay = `CASE WHEN EXISTS (SELECT FROM usage_days_done WHERE rolled_at IS NOT NULL)
+	THEN (SELECT min(day) FROM usage_days_done)::timestamp AT TIME ZONE 'UTC' ELSE (SELECT min(hour) FROM usage_hours) END`
+
 // countedSince is when counting began, or since when its hours are there.
 func (u *usageReading) countedSince(ctx context.Context, out *manage.Usage) error {
 	if !u.tenant.Sees(u.filter.Organization) {
@@ -76,7 +81,7 @@ func (u *usageReading) countedSince(ctx context.Context, out *manage.Usage) erro
 	}
 	query := `SELECT min(hour) FROM usage_hours`
 	if u.filter.Step == manage.UsageDaily {
-		query = `SELECT LEAST(min(hour), (SELECT min(day)::timestamp AT TIME ZONE 'UTC' FROM usage_days_done)) FROM usage_hours`
+		query = `SELECT ` + countedByDay
 	}
 	var at sql.NullTime
 	err := u.tx.GetContext(ctx, &at, query)
@@ -173,7 +178,7 @@ func (u *usageReading) callers(ctx context.Context, out *manage.Usage) error {
 	}
 	var rows []row
 	err := u.tx.SelectContext(ctx, &rows, `
-		SELECT u.caller_id, COALESCE((SELECT name FROM callers WHERE id = u.caller_id), '') AS name, count(*) OVER () AS groups,`+
+		SELECT u.caller_id, COALESCE((SELECT name FROM callers WHERE id = u.caller_id AND $1::boolean), '') AS name, count(*) OVER () AS groups,`+
 		usageCounts+u.from+`GROUP BY u.caller_id`+usageTop, u.args(u.filter.Top)...)
 	out.Callers = topOf(rows, out.Requests, func(r row) (manage.UsageCaller, usageGroup) {
 		return manage.UsageCaller{ID: r.ID, Name: r.Name, UsageCounts: r.counts()}, r.usageGroup
@@ -243,7 +248,8 @@ type useRow struct {
 	Network sql.NullString `db:"network"`
 }
 
-const useColumns = ` x.first_used_at, x.used_at, x.caller_id, (SELECT name FROM callers WHERE id = x.caller_id) AS caller_name, x.network::text AS network `
+// Callers are the platform's: $1 is whether it asks.
+const useColumns = ` x.first_used_at, x.used_at, x.caller_id, (SELECT name FROM callers WHERE id = x.caller_id AND $1::boolean) AS caller_name, x.network::text AS network `
 
 func (r useRow) use() manage.LastUse {
 	use := manage.LastUse{First: utc(r.First), Last: utc(r.Last), Caller: r.Caller, CallerName: r.Name.String}

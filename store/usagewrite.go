@@ -154,6 +154,7 @@ const writeUsageSQL = `
 		SELECT DISTINCT (to_timestamp(hour) AT TIME ZONE 'UTC')::date AS day FROM hours
 		WHERE to_timestamp(hour) >= $2 AND to_timestamp(hour) < date_trunc('day', clock_timestamp(), 'UTC') ORDER BY day
 		ON CONFLICT (day) DO UPDATE SET rolled_at = NULL WHERE d.rolled_at IS NOT NULL
+		RETURNING day
 	), shapes AS (
 		INSERT INTO usage_shapes AS s
 		SELECT r.*, (clock_timestamp() AT TIME ZONE 'UTC')::date FROM json_to_recordset($3::json) AS r(` + usageShapeColumns + `)
@@ -189,6 +190,7 @@ const writeUsageSQL = `
 	)
 	INSERT INTO usage_hours AS u (hour, organization_id, key_id, secret_id, caller_id, shape_id, code, requests)
 	SELECT to_timestamp(hour), organization_id, key_id, secret_id, caller_id, shape_id, code, requests FROM hours
+	WHERE (SELECT count(*) FROM late) >= 0 -- the day's row is taken first, as by who adds it up
 	ORDER BY hour, key_id, shape_id, caller_id, secret_id, code
 	ON CONFLICT (hour, key_id, shape_id, caller_id, secret_id, code) DO UPDATE SET requests = u.requests + excluded.requests`
 

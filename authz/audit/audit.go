@@ -220,6 +220,8 @@ func coverage(e *authz.Evidence) string {
 		return fmt.Sprintf("%s, from %s to %s; nothing older was asked.", covers, since.UTC().Format(time.DateOnly), e.Window.Until.UTC().Format(time.DateOnly))
 	case since.Equal(e.CreatedAt):
 		return fmt.Sprintf("%s: the key was made on %s.", covers, since.UTC().Format(time.DateOnly))
+	case since.Equal(e.ScopesSince):
+		return fmt.Sprintf("%s: the key was given a scope on %s.", covers, since.UTC().Format(time.DateOnly))
 	}
-	return fmt.Sprintf("%s: counting began on %s; nothing older is known.", covers, since.UTC().Format(time.DateOnly))
+	return fmt.Sprintf("%s: counts are kept since %s; nothing older is known.", covers, since.UTC().Format(time.DateOnly))
 }

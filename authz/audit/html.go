@@ -130,7 +130,7 @@ func (r *htmlRenderer) page(s *authz.AuditSummary) page {
 	case s.Window.RecordedSince.IsZero():
 		p.Recorded = "Nothing was counted in this window, so that nothing can be said of what was used."
 	case s.Window.RecordedSince.After(s.Window.Since):
-		p.Recorded = "Counting began on " + longDate(s.Window.RecordedSince) + "; nothing older is known."
+		p.Recorded = "Counts are kept since " + longDate(s.Window.RecordedSince) + "; nothing older is known."
 	default:
 		p.Recorded = fmt.Sprintf("All of these %d days were counted; nothing older was asked.", int(s.Window.Until.Sub(s.Window.Since)/(24*time.Hour)))
 	}

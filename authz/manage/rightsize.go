@@ -20,9 +20,10 @@ const (
 
 const (
 	// maxKeyTraffic bounds the kinds of requests of a key that policy is asked about, and
-	// maxLateTraffic those that came while it was, about which it is asked within the change.
+	// maxLateTraffic those that came while it was, about which it is asked within the change:
+	// nobody else's change is made meanwhile.
 	maxKeyTraffic  = 20_000
-	maxLateTraffic = 1_000
+	maxLateTraffic = 50
 	// maxToldRequests bounds the kinds of requests that an answer, or a refusal, tells.
 	maxToldRequests = 100
 	maxToldReasons  = 16

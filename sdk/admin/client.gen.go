@@ -901,9 +901,12 @@ type Evidence struct {
 	RevokedAt        *time.Time      `json:"revoked_at,omitempty"`
 	RotatedAt        *time.Time      `json:"rotated_at,omitempty"`
 	Scopes           []ScopeEvidence `json:"scopes"`
-	State            string          `json:"state"`
-	Version          int             `json:"version"`
-	Window           EvidenceWindow  `json:"window"`
+
+	// ScopesSince When a scope was last given to it.
+	ScopesSince *time.Time     `json:"scopes_since,omitempty"`
+	State       string         `json:"state"`
+	Version     int            `json:"version"`
+	Window      EvidenceWindow `json:"window"`
 }
 
 // EvidenceWindow defines model for EvidenceWindow.
@@ -1934,7 +1937,7 @@ type UsageCaller struct {
 	ID      *string `json:"id"`
 	Limited int64   `json:"limited"`
 
-	// Name null for one that is not there any more.
+	// Name For platform admins; null for one that is not there any more.
 	Name     *string `json:"name"`
 	Requests int64   `json:"requests"`
 }
@@ -1991,9 +1994,11 @@ type UsageKeys struct {
 
 // UsageLastUse defines model for UsageLastUse.
 type UsageLastUse struct {
-	At         time.Time `json:"at"`
-	CallerID   *string   `json:"caller_id"`
-	CallerName *string   `json:"caller_name"`
+	At       time.Time `json:"at"`
+	CallerID *string   `json:"caller_id"`
+
+	// CallerName For platform admins.
+	CallerName *string `json:"caller_name"`
 
 	// FirstAt The first use; null where it is not known.
 	FirstAt *time.Time `json:"first_at"`

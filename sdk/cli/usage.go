@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -46,7 +47,7 @@ hour a window has at most 31 days; a longer one is told by the day (UTC).
 			s.say("nothing was counted in that time")
 		}
 		if old := doneRotating(u); old != nil {
-			s.next("nobody uses the old secret any more; to end it", "keystile keys secrets revoke "+u.Key.ID+" "+old.ID)
+			s.next("the old secret was not used for a day; if nothing runs more rarely, end it", "keystile keys secrets revoke "+u.Key.ID+" "+old.ID)
 		}
 		return nil
 	})
@@ -72,6 +73,9 @@ func (s *session) usage(ctx context.Context, organization string, args []string,
 	return s.client.KeyUsage(ctx, organization, args[0], admin.GetKeyUsageParams(wanted))
 }
 
+// aDay without a use is when the old secret of a rotation may be ended.
+const aDay = 24 * time.Hour
+
 // doneRotating is the oldest secret of a key that rotates, when others are used and it is not.
 func doneRotating(u *admin.Usage) *admin.UsageSecret {
 	if u.Rotation == nil {
@@ -79,7 +83,7 @@ func doneRotating(u *admin.Usage) *admin.UsageSecret {
 	}
 	secrets := u.Rotation.Secrets
 	old := &secrets[len(secrets)-1]
-	if old.RecentShare == nil || old.RecentRequests > 0 || old.LastUse != nil && old.LastUse.At.After(u.Rotation.RecentSince) {
+	if old.RecentShare == nil || old.RecentRequests > 0 || old.LastUse != nil && old.LastUse.At.After(u.At.Add(-aDay)) {
 		return nil
 	}
 	return old

@@ -1,5 +1,8 @@
 -- +goose Up
 
+-- Replicas that run wait for these locks too, with what they have counted.
+SET LOCAL lock_timeout = '3s';
+
 -- Decisions by day (UTC), added up from usage_hours once a day is over: hours are forgotten
 -- sooner. A month is a partition, as there.
 CREATE TABLE usage_days (
