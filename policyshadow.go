@@ -53,9 +53,9 @@ type runningShadow struct {
 	stop      context.CancelFunc
 	// done has why it has ended, once.
 	done chan error
-	// wrote tells that there is a row of it, last what was written.
-	wrote bool
-	last  [2]int64
+	// tried tells that a row of it was to be written, wrote that there is one, last what is in it.
+	tried, wrote bool
+	last         [2]int64
 }
 
 // run follows the database until ctx ends.
@@ -67,7 +67,7 @@ func (p *policyShadows) run(ctx context.Context) {
 		var done chan error
 		var begun <-chan struct{}
 		if r := p.running; r != nil {
-			if done = r.done; !r.wrote {
+			if done = r.done; !r.tried {
 				begun = r.Begun()
 			}
 		}
@@ -77,7 +77,9 @@ func (p *policyShadows) run(ctx context.Context) {
 			return
 		case <-p.store.PolicyShadowChanged():
 		case <-begun:
-			p.write(ctx) // that it is asked here
+			// That it is asked here. Once: if it cannot be written now, the tick does.
+			p.running.tried = true
+			p.write(ctx)
 		case err := <-done:
 			p.ended(ctx, err)
 		case <-tick.C:
