@@ -149,6 +149,7 @@ func (g *Gate) shadow(ctx context.Context, candidate *Source, traced bool) (*sha
 	ready, failed := p.read()
 	switch {
 	case failed != nil:
+		p.end() // what says why it ends may still run
 		return nil, failed
 	case ready.Refused != nil:
 		p.end()
