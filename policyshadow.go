@@ -127,7 +127,17 @@ func (p *policyShadows) begin(ctx context.Context, wanted *store.PolicyShadow) {
 	p.running = r
 	p.mu.Unlock()
 	p.log.Info("a policy is asked beside the one in force", slog.String("revision", wanted.Candidate), slog.Time("until", wanted.EndsAt))
-	go func() { r.done <- r.Run(ctx) }()
+	go func() { r.done <- r.ask(ctx) }()
+}
+
+// ask is Run; a panic ends the shadow, and not the service. What it says may quote a question.
+func (r *runningShadow) ask(ctx context.Context) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("asking it panicked")
+		}
+	}()
+	return r.Run(ctx) //nolint:wrapcheck // it says file and line
 }
 
 // fail notes why this replica cannot ask a candidate.
