@@ -104,7 +104,7 @@ func (b *beside) hand(k *authz.Key, c *authz.Check, v authz.Verdict, err error, 
 		return
 	}
 	q := shadowed{key: k, check: c.Copy(), verdict: copyVerdict(v), err: err, took: took}
-	q.size = sizeOf(&q.check)
+	q.size = sizeOf(&q.check) + sizeOfVerdict(&q.verdict)
 	b.bytes.Add(q.size)
 	select {
 	case b.queue <- q:
@@ -120,12 +120,14 @@ func isNoTime(err error) bool {
 }
 
 // copyVerdict has texts of its own: a policy's may be parts of a question's body, which holds
-// the secret that was presented.
+// the secret that was presented. Messages are not kept: nobody compares them, only whether there is one.
 func copyVerdict(v authz.Verdict) authz.Verdict {
 	v.Route = strings.Clone(v.Route)
 	v.Reasons = slices.Clone(v.Reasons)
 	for i, r := range v.Reasons {
-		v.Reasons[i].Code, v.Reasons[i].Message = authz.Code(strings.Clone(string(r.Code))), strings.Clone(r.Message)
+		if v.Reasons[i].Code = authz.Code(strings.Clone(string(r.Code))); r.Message != "" {
+			v.Reasons[i].Message = "-"
+		}
 	}
 	v.Required, v.Missing = copyScopes(v.Required), copyScopes(v.Missing)
 	v.Limits = slices.Clone(v.Limits)
@@ -147,6 +149,27 @@ func copyScopes(in []authz.Scope) []authz.Scope {
 func sizeOf(c *authz.Check) int64 {
 	size := 1<<10 + 2*len(c.Path) + len(c.Method) + len(c.Action) + 16*len(c.Segments)
 	return int64(size + len(c.Resource.Type) + len(c.Resource.ID) + len(c.Resource.Organization))
+}
+
+// elementSize is about what an element of a verdict takes besides its text, in bytes.
+const elementSize = 64
+
+// sizeOfVerdict is about what a copied verdict takes in memory: a policy may say as much as it likes.
+func sizeOfVerdict(v *authz.Verdict) int64 {
+	size := len(v.Route) + elementSize*(len(v.Reasons)+len(v.Required)+len(v.Missing)+len(v.Limits))
+	for _, r := range v.Reasons {
+		size += len(r.Code)
+	}
+	for _, s := range v.Required {
+		size += len(s)
+	}
+	for _, s := range v.Missing {
+		size += len(s)
+	}
+	for _, l := range v.Limits {
+		size += len(l.Name)
+	}
+	return int64(size)
 }
 
 // take waits for questions and returns as many as are asked at a time; none when ctx ends.

@@ -218,6 +218,31 @@ func TestBeside_WhatFindsNoPlaceIsDroppedAndCounted(t *testing.T) {
 	}
 }
 
+// What a policy said takes room as well, and its messages are not kept.
+func TestBeside_TheVerdictTakesRoomAsWell(t *testing.T) {
+	b := newBeside("sha256:other", 1, 100_000)
+	v := authz.Verdict{
+		Revision: "sha256:this", Reasons: []authz.Reason{{Code: authz.CodePolicyDenied, Message: strings.Repeat("m", 1<<20)}, {Code: "x"}},
+		Missing: []authz.Scope{authz.Scope(strings.Repeat("s", 1<<20))},
+	}
+	for range 100 {
+		b.hand(shadowedKey, exampleCheck("GET", "/"), v, nil, 0)
+	}
+	if n := len(b.queue); n != 16 || b.dropped.Load() != int64(100-n) {
+		t.Errorf("%d of a megabyte each wait, %d dropped", n, b.dropped.Load())
+	}
+	for range len(b.queue) {
+		q := <-b.queue
+		if q.verdict.Reasons[0].Message != "-" || q.verdict.Reasons[1].Message != "" {
+			t.Fatalf("the first message is %.20q", q.verdict.Reasons[0].Message)
+		}
+		b.bytes.Add(-q.size)
+	}
+	if n := b.bytes.Load(); n != 0 {
+		t.Errorf("%d bytes wait in nothing", n)
+	}
+}
+
 // No more are picked than are to be a second, and of a share that share.
 func TestBeside_NoMoreArePickedThanAreWanted(t *testing.T) {
 	picked := func(b *beside, of int) (n int) {
