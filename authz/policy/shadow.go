@@ -13,11 +13,10 @@ import (
 
 const (
 	// maxShadowBatch bounds what a candidate is asked at a time. After each time it rests
-	// shadowRest times as long as that took, maxShadowRest at most: most of the processors is the
-	// service's, whatever the candidate does.
+	// shadowRest times as long as that took, however long: a slow candidate takes no larger part of
+	// a processor than a fast one.
 	maxShadowBatch = 32
 	shadowRest     = 3
-	maxShadowRest  = time.Second
 	// maxShadowGroups bounds the differences that are told apart on a replica; the rest of a
 	// kind stands together.
 	maxShadowGroups = 500
@@ -177,7 +176,7 @@ func (s *Shadow) ask(ctx context.Context, waiting *[]shadowed, traced bool) (ans
 				return answered, &ShadowFailedError{Why: "a call of a builtin takes longer than checks have, and cannot be ended", Where: a.Where}
 			}
 		}
-		if !pause(ctx, min(shadowRest*time.Since(started), maxShadowRest)) {
+		if !pause(ctx, shadowRest*time.Since(started)) {
 			return answered, nil
 		}
 	}

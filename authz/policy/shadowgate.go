@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"os/exec"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -260,6 +261,8 @@ func serveShadow(ctx context.Context, message trialMessage, in io.Reader, out io
 		return err
 	}
 	stepBehind()
+	// One asks, one collects garbage or looks after it; the other processors are the service's.
+	runtime.GOMAXPROCS(2)
 	debug.SetMemoryLimit(shadowHeap / 4 * 3)
 	candidate, err := ReadArchive(message.Candidate)
 	if err != nil {
