@@ -65,7 +65,8 @@ type shadowAnswer struct {
 	// Failure is why the candidate did not decide, Where the place in it.
 	Failure authz.PolicyFailure
 	Where   string
-	Took    time.Duration
+	// Took is 0 when it was traced.
+	Took time.Duration
 	// Abandoned tells that a call was left running.
 	Abandoned bool
 	// Refused is why the candidate does not load, Fatal why the process ends.
@@ -363,6 +364,7 @@ func (s *shadowServer) serve(ctx context.Context, in io.Reader) error {
 
 // answer asks the candidate.
 func (s *shadowServer) answer(ctx context.Context, k *authz.Key, c *authz.Check) shadowAnswer {
+	traced := s.tracer != nil // which takes longer, and says nothing of how long checks would
 	started, processor := time.Now(), processorTime()
 	x := &explainer{s: s.snapshot, names: s.names, until: newDeadline(ctx, shadowBudget)}
 	v, err := s.ask(ctx, x, k, c)
@@ -371,10 +373,13 @@ func (s *shadowServer) answer(ctx context.Context, k *authz.Key, c *authz.Check)
 			err = fmt.Errorf("%w: %w", errNoDecision, why)
 		}
 	}
-	if used := processorTime() - processor; err == nil && used > DefaultBudget && s.tracer == nil {
+	if used := processorTime() - processor; err == nil && used > DefaultBudget && !traced {
 		err = errOverBudget
 	}
 	a := shadowAnswer{Answer: authz.AnswerOf(v, err), Took: time.Since(started), Abandoned: x.until.abandoned != nil}
+	if traced {
+		a.Took = 0
+	}
 	if s.snapshot.templates[v.Route] {
 		a.Route = v.Route
 	}
@@ -383,8 +388,9 @@ func (s *shadowServer) answer(ctx context.Context, k *authz.Key, c *authz.Check)
 			a.Where = placeIn(s.where.at.Load())
 		}
 	}
-	// Of one that takes too long it is found out where, the next time.
-	if s.tracer = nil; s.traced || a.Failure == authz.FailureTimeout {
+	// Of one that takes too long it is found out where, the next time. When that takes too long as
+	// well it may be of the finding out, and the one after it is asked as checks are.
+	if s.tracer = nil; s.traced || a.Failure == authz.FailureTimeout && !traced {
 		s.tracer = s.where
 	}
 	return a
