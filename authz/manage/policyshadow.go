@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -209,13 +210,18 @@ type ShadowEnd struct {
 // maxShadowWhy bounds what is said of a candidate that failed, in bytes.
 const maxShadowWhy = 1000
 
+// shadowWhy is as much of it as is kept, a text that Postgres takes: a cut may be within a
+// character, and a candidate may say anything.
+func shadowWhy(text string) string {
+	text = text[:min(len(text), maxShadowWhy)]
+	return strings.ReplaceAll(strings.ToValidUTF8(text, ""), "\x00", "")
+}
+
 // EndPolicyShadow ends a shadow for all replicas, because one of them cannot ask its candidate, or
 // decides by it. Replicas ask for it without being asked; of those that ask at once one is heard.
 func (s *Service) EndPolicyShadow(ctx context.Context, in ShadowEnd) error {
 	everyone := Tenant{everyone: true}
-	if len(in.Why) > maxShadowWhy {
-		in.Why = in.Why[:maxShadowWhy]
-	}
+	in.Why = shadowWhy(in.Why)
 	_, err := s.store.Write(ctx, true, func(ctx context.Context, w Writer) error {
 		shadow, err := runningShadow(ctx, w, everyone)
 		if err != nil {
