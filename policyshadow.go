@@ -28,6 +28,8 @@ type policyShadows struct {
 	store  *store.Store
 	engine *policy.Engine
 	gate   *policy.Gate
+	// origin is where policies come from here.
+	origin authz.PolicyOrigin
 	// end is manage's.
 	end func(context.Context, manage.ShadowEnd) error
 	log *slog.Logger
@@ -94,12 +96,16 @@ func (p *policyShadows) follow(ctx context.Context) {
 	if wanted != nil && (wanted.End(now) != "" || wanted.Change == p.failed) {
 		wanted = nil
 	}
+	if wanted != nil && p.engine.Revision() == wanted.Candidate {
+		// Of what a directory or a bundle puts in force the database does not know. Otherwise it ends
+		// a shadow itself, and this replica is but behind: the others go on asking.
+		if p.origin == authz.OriginDirectory || p.origin == authz.OriginBundle {
+			p.failed, p.toSay = wanted.Change, &manage.ShadowEnd{Change: wanted.Change, Reason: authz.ShadowInForce}
+		}
+		wanted = nil
+	}
 	if r := p.running; r != nil && (wanted == nil || wanted.Change != r.change) {
 		p.finish(ctx)
-	}
-	if wanted != nil && p.engine.Revision() == wanted.Candidate {
-		p.finish(ctx)
-		p.failed, p.toSay = wanted.Change, &manage.ShadowEnd{Change: wanted.Change, Reason: authz.ShadowInForce}
 	}
 	p.say(ctx)
 	if wanted != nil && p.running == nil && wanted.Change != p.failed {
@@ -269,7 +275,8 @@ func (s *service) shadowFigures() []server.Figure {
 // startShadows asks policies beside the one in force of a service, until stopShadows.
 func (s *service) startShadows(ctx context.Context, management *manage.Service, log *slog.Logger) {
 	s.shadows = &policyShadows{
-		store: s.store, engine: s.policy.engine, gate: s.policy.gate, end: management.EndPolicyShadow, log: log,
+		store: s.store, engine: s.policy.engine, gate: s.policy.gate, origin: s.policy.keeper.Origin(),
+		end: management.EndPolicyShadow, log: log,
 		over: authz.PolicyShadowCounts{Totals: map[authz.PolicyDifferenceKind]int64{}},
 	}
 	ctx, s.stopShadows = context.WithCancel(context.WithoutCancel(ctx))
