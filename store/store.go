@@ -76,8 +76,11 @@ type Store struct {
 	// shadow is which one is asked beside it, shadowChanged tells of another.
 	shadow        atomic.Pointer[PolicyShadow]
 	shadowChanged chan struct{}
-	rehash        *rehashQueue
-	usage         *usage
+	// shadowDue tells that it is to be read, shadowUnread that it was told that it cannot be; both
+	// are guarded by syncing.
+	shadowDue, shadowUnread bool
+	rehash                  *rehashQueue
+	usage                   *usage
 	// usageBatches are on their way, guarded by usageWriting.
 	usageBatches []*usageBatch
 	usageWriting sync.Mutex

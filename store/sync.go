@@ -17,6 +17,8 @@ const (
 	// reconnect bounds are those of the listener.
 	reconnectMin = 100 * time.Millisecond
 	reconnectMax = time.Second
+	// shadowDeadline is how long is waited for what nothing is decided by.
+	shadowDeadline = 2 * time.Second
 )
 
 // follow keeps the memory true until ctx ends: whatever wakes it, it reads what
@@ -154,6 +156,7 @@ type tables struct{ callers, formats, policy, shadow bool }
 
 // readTables reads those of them that have changed.
 func (s *Store) readTables(ctx context.Context, changed tables) error {
+	s.shadowDue = s.shadowDue || changed.shadow
 	if changed.policy {
 		p, err := s.source.policy(ctx)
 		switch {
@@ -165,16 +168,6 @@ func (s *Store) readTables(ctx context.Context, changed tables) error {
 		default:
 			s.learnPolicy(p)
 		}
-	}
-	if changed.shadow {
-		shadow, err := s.source.shadow(ctx)
-		switch {
-		case isAway(err):
-			return err
-		case err != nil:
-			s.log.Error("the policy that is to be asked beside the one in force cannot be read; it is not asked", slog.Any("error", err))
-		}
-		s.learnShadow(shadow)
 	}
 	if changed.formats {
 		list, err := s.source.formats(ctx)
@@ -191,7 +184,27 @@ func (s *Store) readTables(ctx context.Context, changed tables) error {
 		table.mergeOlder(s.callers.Load())
 		s.callers.Store(&table)
 	}
+	if s.shadowDue {
+		s.readShadow(ctx)
+	}
 	return nil
+}
+
+// readShadow comes last, and what it cannot read waits for the next poll: nothing is decided by
+// it, and it must not keep anything else from being applied.
+func (s *Store) readShadow(ctx context.Context) {
+	reading, cancel := context.WithTimeout(ctx, shadowDeadline)
+	defer cancel()
+	shadow, err := s.source.shadow(reading)
+	if err != nil {
+		if ctx.Err() == nil && !s.shadowUnread {
+			s.shadowUnread = true
+			s.log.Error("which policy is to be asked beside the one in force cannot be read yet; what is known of it stays", slog.Any("error", err))
+		}
+		return
+	}
+	s.shadowDue, s.shadowUnread = false, false
+	s.learnShadow(shadow)
 }
 
 // warnLost tells once that contact is lost: a single slow answer is not worth a line.
