@@ -43,6 +43,11 @@ memory; another one takes its place. Without DIR and --revision, "policy shadow 
 	c.changing(cmd, func(ctx context.Context, s *session, args []string) error {
 		switch {
 		case len(args) == 0 && revision == "":
+			for _, name := range []string{"revision", "for", "per-second", "share", "note"} {
+				if s.changed(name) {
+					return usage(fmt.Errorf("--%s is for starting one: give the policy's folder or --revision", name))
+				}
+			}
 			return s.shadowStatus(ctx, false, false)
 		case len(args) == 1 && revision != "":
 			return usage(errors.New("give the policy's folder or --revision, not both"))
@@ -87,10 +92,10 @@ func (c Config) policyShadowStatus() *cobra.Command {
 		Use: "status", Short: "Tell what the policy beside the one in force decides otherwise",
 		Long: `Tell what the policy that is asked beside the one in force, or was last, decides otherwise, on all replicas together.
 
-Exit: 0; with --fail-on-difference 4 when there is a difference, or it failed.`,
+Exit: 0; with --fail-on-difference 4 when there is a difference, it failed, or it was not asked about any check.`,
 	}
 	cmd.Flags().BoolVar(&follow, "follow", false, "print it again each time that it has changed, until it ends")
-	cmd.Flags().BoolVar(&fail, "fail-on-difference", false, "exit 4 when there is a difference, or it failed")
+	cmd.Flags().BoolVar(&fail, "fail-on-difference", false, "exit 4 when there is a difference, it failed, or it was not asked")
 	return c.reading(cmd, func(ctx context.Context, s *session, _ []string) error { return s.shadowStatus(ctx, follow, fail) })
 }
 
@@ -141,7 +146,7 @@ func (s *session) shadowStatus(ctx context.Context, follow, fail bool) error {
 
 // judgeShadow says what the figures do not, and fails when that is wanted.
 func (s *session) judgeShadow(found *admin.PolicyShadow, fail bool) error {
-	if found.Asked == 0 {
+	if found.Asked == 0 && !fail {
 		s.say("it was not asked about any check yet, so nothing is known of what it would decide")
 	}
 	t := found.Totals
@@ -154,6 +159,8 @@ func (s *session) judgeShadow(found *admin.PolicyShadow, fail bool) error {
 		return &ExitError{Code: ExitFindings, Err: fmt.Errorf("%s decided otherwise", plural(n, "check"))}
 	case failed:
 		return &ExitError{Code: ExitFindings, Err: errors.New("the candidate failed: " + orEmpty(found.EndMessage))}
+	case found.Asked == 0: // no difference was found because none was looked for
+		return &ExitError{Code: ExitFindings, Err: errors.New("it was not asked about any check")}
 	}
 	return nil
 }
