@@ -11,6 +11,7 @@ import (
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/sdk/admin"
+	"github.com/supportstation/keystile/store/storetest"
 )
 
 // awaitShadow waits until what came of a shadow is so.
@@ -177,6 +178,23 @@ func TestE2E_AShadowThatTakesTooMuchEndsAndSaysWhy(t *testing.T) {
 	if e := must(m.client.ListAuditLog(ctx, "", admin.ListAuditLogParams{})).Items[0]; e.Action != "policy.shadow.end" || e.Actor.Type != "replica" {
 		t.Errorf("%+v", e)
 	}
+}
+
+// While it cannot be written that a shadow is asked, it is tried again by the tick alone.
+func TestE2E_AShadowThatCannotBeWrittenWaits(t *testing.T) {
+	m := startManaged(t, nil)
+	at := m.env["KEYSTILE_DATABASE_URL"]
+	storetest.Exec(t, at, `ALTER TABLE policy_shadow_replicas RENAME COLUMN seen TO away`)
+	files := policyFiles(t, closedFridays())
+	must(m.client.StartPolicyShadow(t.Context(), admin.PolicyShadowStart{Files: &files}))
+	failures := func() int { return strings.Count(m.log.String(), "could not be written; it waits") }
+	awaitPolicy(t, "the first writing fails", func() bool { return failures() > 0 })
+	time.Sleep(shadowWriteEvery / 2)
+	if n := failures(); n > 2 {
+		t.Errorf("it was tried %d times", n)
+	}
+	storetest.Exec(t, at, `ALTER TABLE policy_shadow_replicas RENAME COLUMN away TO seen`)
+	m.awaitShadow(t, "it is written", func(f *admin.PolicyShadow) bool { return f.Replicas == 1 })
 }
 
 // One can be stopped, replaced by another, and is over when its time is; what cannot be asked is
