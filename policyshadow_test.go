@@ -189,7 +189,7 @@ func TestE2E_AShadowThatCannotBeWrittenWaits(t *testing.T) {
 	must(m.client.StartPolicyShadow(t.Context(), admin.PolicyShadowStart{Files: &files}))
 	failures := func() int { return strings.Count(m.log.String(), "could not be written; it waits") }
 	awaitPolicy(t, "the first writing fails", func() bool { return failures() > 0 })
-	time.Sleep(shadowWriteEvery / 2)
+	<-time.After(shadowWriteEvery / 2)
 	if n := failures(); n > 2 {
 		t.Errorf("it was tried %d times", n)
 	}

@@ -90,6 +90,7 @@ type narrowingRow struct {
 	UndoneBy       sql.NullString       `db:"undone_by"`
 }
 
+//nolint:unparam // rows of other things can be bad
 func (r narrowingRow) thing() (manage.KeyNarrowing, error) {
 	return manage.KeyNarrowing{
 		Key: r.KeyID, Organization: r.OrganizationID, Revision: r.Revision, At: r.NarrowedAt.UTC(), By: r.NarrowedBy,

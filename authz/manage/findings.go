@@ -47,22 +47,21 @@ type FindingsInput struct {
 // MayListFindings refuses whoever may not audit an organization, zero being all of them.
 func (s *Service) MayListFindings(ctx context.Context, r Request, org authz.OrganizationID) error {
 	return s.read(ctx, func(ctx context.Context, re Reader) error {
-		_, err := s.auditable(ctx, re, r, org)
-		return err
+		return s.auditable(ctx, re, r, org)
 	})
 }
 
-// auditable finds the organization that is to be audited; nil is all of them, which is the
+// auditable tells whether an organization may be audited; zero is all of them, which is the
 // platform's.
-func (s *Service) auditable(ctx context.Context, re Reader, r Request, org authz.OrganizationID) (*Organization, error) {
+func (s *Service) auditable(ctx context.Context, re Reader, r Request, org authz.OrganizationID) error {
 	if org.IsZero() {
-		return nil, s.may(ctx, r, operation{action: actionFindingsList}, nil, nil)
+		return s.may(ctx, r, operation{action: actionFindingsList}, nil, nil)
 	}
 	o, err := organization(ctx, re, r, org)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return o, s.may(ctx, r, operation{actionFindingsList, readers()}, o, nil)
+	return s.may(ctx, r, operation{actionFindingsList, readers()}, o, nil)
 }
 
 // Findings audits keys, and hands out what is found of each, as it comes. Where findings are
@@ -158,7 +157,7 @@ var errAuditTime = errors.New("an audit may not take longer")
 // evidenceFilter is what is to be audited, for an actor who may.
 func (s *Service) evidenceFilter(ctx context.Context, re Reader, r Request, in FindingsInput) (EvidenceFilter, error) {
 	f := EvidenceFilter{Organization: in.Organization, Key: in.Key}
-	if _, err := s.auditable(ctx, re, r, in.Organization); err != nil {
+	if err := s.auditable(ctx, re, r, in.Organization); err != nil {
 		return f, err
 	}
 	if !in.Key.IsZero() {

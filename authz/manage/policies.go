@@ -299,10 +299,6 @@ func fixedSince(history []authz.PolicyActivation, revision string) bool {
 	return false
 }
 
-func errPastSecurityFix(advice string) error {
-	return conflict("past_security_fix", "this would take back a policy that was marked as a security fix; "+advice)
-}
-
 // stepBack finds what to go back to, "" for the built-in policy. Going back twice goes
 // further back, and not forth again.
 func stepBack(history []authz.PolicyActivation, builtIn string, in PolicyRollback) (string, error) {
@@ -366,18 +362,6 @@ func (s *Service) mayChangePolicy(ctx context.Context, r Request, action, note s
 	return s.notKey("/note", note)
 }
 
-func errPolicyChanged() error {
-	return conflict("policy_changed", "another policy came into force meanwhile, here or on another replica; try again")
-}
-
-func errPolicyOrigin(origin authz.PolicyOrigin) error {
-	return conflict("policy_origin", "this service takes its policy from a "+string(origin)+": change it there, or configure the service without it")
-}
-
-func errNoPolicies() error {
-	return conflict("policy_origin", "policies cannot be managed here")
-}
-
 // tryPolicy measures what was sent, or what was kept before, by what is in force.
 func (s *Service) tryPolicy(ctx context.Context, r Request, in PolicyInput, now policyNow) (*authz.PolicyReport, []byte, error) {
 	if (in.Revision == "") == (in.Files == nil) {
@@ -405,34 +389,6 @@ func (s *Service) keptPolicy(ctx context.Context, r Request, revision string) (a
 		return err //nolint:wrapcheck // read does
 	})
 	return archive, err
-}
-
-func untried(err error) error {
-	if err == nil {
-		return nil
-	}
-	return authz.Unavailable("the policy could not be tried; see the log", fmt.Errorf("%w: %w", errPolicy, err))
-}
-
-// refused turns a report into an error that tells what to mend.
-func refused(report *authz.PolicyReport) error {
-	return refusal(report, "the policy is refused, and what is in force stays")
-}
-
-// unloadable is refused for a policy that nobody wanted in force.
-func unloadable(report *authz.PolicyReport) error {
-	return refusal(report, "the policy does not load, so it cannot be asked")
-}
-
-func refusal(report *authz.PolicyReport, what string) error {
-	e := &authz.Error{
-		Kind: authz.KindInvalid, Code: "policy_refused",
-		Message: fmt.Sprintf("%s: %d problems; see reasons", what, len(report.Problems)),
-	}
-	for _, p := range report.Problems {
-		e.Reasons = append(e.Reasons, authz.Reason{Code: authz.Code(p.Stage), Message: p.String()})
-	}
-	return e
 }
 
 // answeredBefore is the answer to the same request under its Idempotency-Key, before anything

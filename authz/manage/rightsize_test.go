@@ -2,6 +2,7 @@ package manage_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -139,6 +140,7 @@ func (r *narrowRig) apply(t *testing.T, key authz.KeyID, in manage.NarrowingInpu
 func TestApplyFindings_ReplayedTrafficIsDeniedNothing(t *testing.T) {
 	r := newNarrowRig(t, 1)
 	applied, refused, kept := 0, 0, 0
+	fewer(t, "30") // each waits until replicas have written what they counted
 	rapid.Check(t, func(rt *rapid.T) {
 		in := manage.KeyInput{
 			Name: "ci", Environment: rapid.SampledFrom([]authz.Environment{"live", "test"}).Draw(rt, "environment"),
@@ -268,6 +270,21 @@ func (r *narrowRig) used(t *testing.T) *manage.KeyChange {
 		t.Fatalf("%+v", d)
 	}
 	return made
+}
+
+// fewer has rapid try less often, until the test ends, unless a flag says how often.
+func fewer(t *testing.T, checks string) {
+	t.Helper()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "rapid.checks" })
+	if given {
+		return
+	}
+	was := flag.Lookup("rapid.checks").Value.String()
+	if err := flag.Set("rapid.checks", checks); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = flag.Set("rapid.checks", was) })
 }
 
 func TestApplyFindings_WhatIsStillInAReplicasMemoryIsAskedAbout(t *testing.T) {

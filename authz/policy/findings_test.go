@@ -95,7 +95,7 @@ func TestGate_FindingsThatCannotBeReliedOnAreRefused(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			text := candidate(t, nil).Files()[edit.file]
+			text := mustRead(t, with(t, nil)).Files()[edit.file]
 			if strings.Count(text, edit.from) != 1 {
 				t.Fatalf("%s has %q %d times", edit.file, edit.from, strings.Count(text, edit.from))
 			}

@@ -17,10 +17,14 @@ import (
 )
 
 // candidate is the shipped policy with files changed: an empty text leaves one out. With the
-// race detector it has all of its tests but the one that takes as long as all others.
+// race detector it has all of its tests but the one that takes as long as all others, and
+// findings only where they are changed.
 func candidate(t *testing.T, changes map[string]string) *Source {
 	t.Helper()
 	files := with(t, changes)
+	if raceEnabled {
+		withoutFindings(files, changes)
+	}
 	if f := files[checkTest]; raceEnabled && f != nil {
 		before, rest, ok := strings.Cut(string(f.Data), "test_allowed_in_place_exactly_as_by_rule if {")
 		if _, after, ends := strings.Cut(rest, "\n}\n"); ok && ends {
@@ -40,7 +44,24 @@ func light(t *testing.T, changes map[string]string) *Source {
 	for _, name := range []string{checkTest, "keystile/catalog/catalog_test.rego", "system/log/mask_test.rego"} {
 		changes[name] = ""
 	}
-	return candidate(t, changes)
+	files := with(t, changes)
+	withoutFindings(files, changes)
+	return mustRead(t, files)
+}
+
+// withoutFindings takes the package out unless it is what is changed: the gate asks it much.
+func withoutFindings(files fstest.MapFS, changes map[string]string) {
+	const findings = "keystile/findings/"
+	for name := range changes {
+		if strings.HasPrefix(name, findings) {
+			return
+		}
+	}
+	for name := range files {
+		if strings.HasPrefix(name, findings) {
+			delete(files, name)
+		}
+	}
 }
 
 func mustRead(t *testing.T, fsys fs.FS) *Source {

@@ -21,7 +21,7 @@ func TestGuide_EachEditPassesAsItStands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	active, edits := candidate(t, nil), map[string]string{}
+	active, edits := mustRead(t, with(t, nil)), map[string]string{}
 	files := active.Files()
 	n := 0
 	for _, block := range fence.FindAllStringSubmatch(string(raw), -1) {
@@ -42,7 +42,7 @@ func TestGuide_EachEditPassesAsItStands(t *testing.T) {
 		if kind == "rego" && !strings.HasSuffix(name, "_test.rego") {
 			continue
 		}
-		if r := (Trial{Candidate: candidate(t, edits), Active: active, CoverageFloor: 95}).Try(t.Context()); !r.Passed() {
+		if r := (Trial{Candidate: mustRead(t, with(t, edits)), Active: active, CoverageFloor: 95}).Try(t.Context()); !r.Passed() {
 			t.Errorf("after the edit of %s: %v", name, r.Problems)
 		}
 	}
