@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,17 +224,17 @@ func (l *lookups) await(served <-chan struct{}) {
 	}
 }
 
-// take moves those whose turn it is into flight, or ends the run.
+// take moves those whose turn it is into flight, the first first, or ends the run.
 func (l *lookups) take() []authz.Digest {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	batch := l.waiting.take(maxLookupDigests)
+	batch, waiters := l.waiting.take(maxLookupDigests)
 	if len(batch) == 0 {
 		l.running = false
 		return nil
 	}
-	maps.Copy(l.flying, batch)
-	return slices.Collect(maps.Keys(batch))
+	maps.Copy(l.flying, waiters)
+	return batch
 }
 
 // serve answers everyone in flight but those whose digests are unknown, whom it returns.

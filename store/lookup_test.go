@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -176,6 +177,9 @@ func TestLookups_UnknownKeysKeepNobodyWaiting(t *testing.T) {
 	unknown := l.serve(l.take())
 	if len(unknown) != len(waiters)-1 {
 		t.Fatalf("%d of %d are unknown", len(unknown), len(waiters)-1)
+	}
+	if !slices.Equal(unknown, waiters[1:]) {
+		t.Error("who asked first is not told first")
 	}
 	select {
 	case <-waiters[0].ready:

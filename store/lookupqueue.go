@@ -67,15 +67,15 @@ func (q *lookupQueue) tidy(l *line) {
 	l.digests, l.left = kept, 0
 }
 
-// take takes up to n digests out, one of each caller in turn.
-func (q *lookupQueue) take(n int) map[authz.Digest]*waiter {
-	taken := make(map[authz.Digest]*waiter, min(n, len(q.waiting)))
-	for len(taken) < n && len(q.turns) > 0 {
+// take takes up to n digests out, one of each caller in turn, and returns them in that order.
+func (q *lookupQueue) take(n int) (order []authz.Digest, taken map[authz.Digest]*waiter) {
+	taken = make(map[authz.Digest]*waiter, min(n, len(q.waiting)))
+	for len(order) < n && len(q.turns) > 0 {
 		caller := q.turns[0]
 		q.turns = q.turns[1:]
 		l := q.lines[caller]
 		if d, w := q.first(l); w != nil {
-			taken[d] = w
+			order, taken[d] = append(order, d), w
 		}
 		if len(l.digests) == 0 {
 			delete(q.lines, caller)
@@ -83,7 +83,7 @@ func (q *lookupQueue) take(n int) map[authz.Digest]*waiter {
 		}
 		q.turns = append(q.turns, caller)
 	}
-	return taken
+	return order, taken
 }
 
 // first takes the first of a line for whom someone still waits; nil when there is none.

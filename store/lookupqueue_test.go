@@ -37,7 +37,7 @@ func TestLookupQueue_EveryCallerHasItsShare(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	taken := q.take(maxLookupDigests)
+	_, taken := q.take(maxLookupDigests)
 	if len(taken) != maxLookupDigests {
 		t.Fatalf("%d are taken", len(taken))
 	}
@@ -68,7 +68,7 @@ func TestLookupQueue_WhoeverLeftIsNotReadFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.askers++
-	if taken := q.take(maxLookupDigests); len(taken) != 1 || taken[digestOf(-1)] != w || q.len() != 0 || len(q.lines) != 0 {
+	if _, taken := q.take(maxLookupDigests); len(taken) != 1 || taken[digestOf(-1)] != w || q.len() != 0 || len(q.lines) != 0 {
 		t.Errorf("taken are %d, %d wait in %d lines", len(taken), q.len(), len(q.lines))
 	}
 }

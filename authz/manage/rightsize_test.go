@@ -159,18 +159,28 @@ func TestApplyFindings_ReplayedTrafficIsDeniedNothing(t *testing.T) {
 			allowed bool
 		}
 		var history []sent
-		for range rapid.IntRange(0, 12).Draw(rt, "requests") {
+		// What many a key does: always the same, which it may.
+		used, plain := rapid.SampledFrom(in.Scopes).Draw(rt, "used"), rapid.Bool().Draw(rt, "plain throughout")
+		for range rapid.SampledFrom([]int{0, 4, 8, 12}).Draw(rt, "requests") {
 			q := r.get(t, rapid.IntRange(0, 1).Draw(rt, "caller"), made.Secret,
 				rapid.SampledFrom([]string{"GET", "POST", "PATCH", "DELETE", "PURGE"}).Draw(rt, "method"),
 				rapid.SampledFrom([]string{
 					"/api/v1/tickets", "/api/v1/tickets/42", "/api/v1/tickets/x/messages", "/api/v1/customers", "/api/v1/customers/7", "/nowhere", "/a//b",
 				}).Draw(rt, "path"))
-			q.Action = rapid.SampledFrom([]string{"", "", "", "tickets:read", "customers:write", "no scope"}).Draw(rt, "action")
-			q.Environment = rapid.SampledFrom([]authz.Environment{"", "", "live"}).Draw(rt, "asked environment")
-			q.ClientIP = rapid.SampledFrom([]netip.Addr{{}, netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("198.51.100.9")}).Draw(rt, "address")
-			q.Resource.Organization = rapid.SampledFrom([]string{"", "", r.org.String(), "another"}).Draw(rt, "owner")
-			if rapid.IntRange(0, 4).Draw(rt, "action alone") == 0 {
-				q.Method, q.Path, q.Segments, q.Ambiguous, q.Action = "", "", nil, false, "tickets:write"
+			q.ClientIP = netip.MustParseAddr("203.0.113.9")
+			if rapid.Bool().Draw(rt, "odd") { // more is told, or less
+				q.Action = rapid.SampledFrom([]string{"", "tickets:read", "customers:write", "no scope"}).Draw(rt, "action")
+				q.Environment = rapid.SampledFrom([]authz.Environment{"", "live"}).Draw(rt, "asked environment")
+				q.ClientIP = rapid.SampledFrom([]netip.Addr{{}, netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("198.51.100.9")}).Draw(rt, "address")
+				q.Resource.Organization = rapid.SampledFrom([]string{"", r.org.String(), "another"}).Draw(rt, "owner")
+				if rapid.IntRange(0, 2).Draw(rt, "action alone") == 0 {
+					q.Method, q.Path, q.Segments, q.Ambiguous, q.Action = "", "", nil, false, "tickets:write"
+				}
+			}
+			if plain || rapid.Bool().Draw(rt, "plain") {
+				resource, verb, _ := strings.Cut(string(used), ":")
+				q = r.get(t, 0, made.Secret, map[string]string{"read": "GET", "write": "POST"}[verb], "/api/v1/"+resource)
+				q.ClientIP = netip.MustParseAddr("203.0.113.9")
 			}
 			history = append(history, sent{q, r.check(t, r.store, true, q).Allow})
 		}
@@ -185,7 +195,7 @@ func TestApplyFindings_ReplayedTrafficIsDeniedNothing(t *testing.T) {
 				each(s.q)
 			}
 		})
-		r.auditor.remove = rapid.SliceOfDistinct(rapid.SampledFrom(allScopes()), rapid.ID).Draw(rt, "proposed to go")
+		r.auditor.remove = rapid.SliceOfNDistinct(rapid.SampledFrom(allScopes()), 1, 2, rapid.ID).Draw(rt, "proposed to go")
 		was, _, err := r.GetKey(t.Context(), r.as(r.platform), r.org, key)
 		if err != nil {
 			rt.Fatal(err)
