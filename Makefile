@@ -16,7 +16,7 @@ FUZZTIME ?= 60s
 
 .PHONY: help
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## start Keystile with demonstration data and both example apps; Ctrl-C stops all
@@ -32,7 +32,8 @@ test: test-go test-policies test-e2e test-faults verify lint ## everything that 
 
 .PHONY: test-go
 test-go: install-test ## test the packages, with the race detector, on real servers
-	$(step) test-go $(race) $$(go list ./... | grep -vxE '$(root)|$(root)/server/faults')
+	$(step) test-go $(race) $$(go list ./... | grep -vxE '$(root)|$(root)/authz/policy|$(root)/server/faults')
+	$(step) test-policy .ci/test-policy
 
 .PHONY: test-e2e
 test-e2e: install-test ## test the whole program, over HTTP and from its command line
@@ -55,7 +56,7 @@ generate: ## generate the management API's server and client from server/api/ope
 	@.ci/generate
 
 .PHONY: verify
-verify: ## check that what is generated is as it would be generated now
+verify: ## check that what is generated is as it would be generated now, and that mutants can be made
 	$(step) verify .ci/verify
 
 .PHONY: format

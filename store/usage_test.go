@@ -107,7 +107,7 @@ func storedUsage(t testing.TB, at string) (requests, rows int64) {
 func TestUsage_CountsAreExactAndHoldNoPath(t *testing.T) {
 	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
 	const perWriter, writers, keys = 500, 4, 20
-	start := time.Date(2026, 11, 24, 10, 59, 0, 0, time.UTC)
+	start := dayOf(1).Add(-time.Hour - time.Minute)
 	var shared []*authz.Key
 	for range 2 {
 		s := storetest.Open(t, at, peppers)
@@ -304,6 +304,7 @@ func TestUsage_ABatchThatIsWrittenTwiceCountsOnce(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
 	c := newCounter(s, 3)
+	c.from = netip.MustParseAddr("203.0.113.9")
 	for i := range 30 {
 		c.count(t, i%3, "/api/v1/tickets/{id}", "/api/v1/tickets/1", time.Now())
 	}
@@ -312,6 +313,9 @@ func TestUsage_ABatchThatIsWrittenTwiceCountsOnce(t *testing.T) {
 	}
 	if requests, _ := storedUsage(t, at); requests != 30 {
 		t.Errorf("%d requests of 30", requests)
+	}
+	if n := storetest.Count(t, at, `SELECT sum(requests) FROM usage_networks WHERE network = '203.0.113.0/24'`); n != 30 {
+		t.Errorf("%d requests of 30 from their network", n)
 	}
 }
 
@@ -328,7 +332,7 @@ func TestUsage_WhatWasRecordedIsHandedOut(t *testing.T) {
 		}
 		return err
 	})
-	noon := time.Date(2026, 11, 24, 12, 30, 0, 0, time.UTC)
+	noon := dayOf(1).Add(30 * time.Minute)
 	count := func(w *whole, n int) {
 		c := &counter{s: s, caller: callers[0], secret: &authz.KeySecret{ID: w.key.Secrets[0].ID}}
 		c.keys = []*authz.Key{{ID: w.key.ID, Organization: &authz.Organization{ID: w.organization.ID}}}

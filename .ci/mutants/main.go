@@ -3,6 +3,7 @@
 // guard it. A mutant that survives is an error.
 //
 //	go run ./.ci/mutants [WORD...]    those whose title has one of these words; all by default
+//	go run ./.ci/mutants -check       none: tells those whose lines are there no more
 //
 // mutants.txt has one mutant after another:
 //
@@ -16,11 +17,13 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -37,6 +40,16 @@ func main() {
 func run(words []string) error {
 	all, err := read(filepath.Join(".ci", "mutants", "mutants.txt"))
 	if err != nil {
+		return err
+	}
+	// Before the first of them runs: all may take hours.
+	var stale []error
+	for _, m := range all {
+		if _, err := m.mutated(); err != nil {
+			stale = append(stale, fmt.Errorf("%s: %w", m.title, err))
+		}
+	}
+	if err := errors.Join(stale...); err != nil || slices.Equal(words, []string{"-check"}) {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "mutants-")
@@ -117,8 +130,8 @@ func read(path string) ([]mutant, error) {
 
 var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
 
-// kill returns the test that fails with the mutant, or "".
-func (m mutant) kill(dir string) (string, error) {
+// mutated is the file as the mutant has it.
+func (m mutant) mutated() (string, error) {
 	text, err := os.ReadFile(m.file)
 	if err != nil {
 		return "", err
@@ -126,8 +139,17 @@ func (m mutant) kill(dir string) (string, error) {
 	if n := strings.Count(string(text), m.old); n != 1 || m.old == "" || m.test == "" {
 		return "", fmt.Errorf("its lines are %d times in %s, not once, or it has no test", n, m.file)
 	}
+	return strings.Replace(string(text), m.old, m.new, 1), nil
+}
+
+// kill returns the test that fails with the mutant, or "".
+func (m mutant) kill(dir string) (string, error) {
+	text, err := m.mutated()
+	if err != nil {
+		return "", err
+	}
 	mutated := filepath.Join(dir, "mutated.go")
-	if err := os.WriteFile(mutated, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600); err != nil {
+	if err := os.WriteFile(mutated, []byte(text), 0o600); err != nil {
 		return "", err
 	}
 	absolute, err := filepath.Abs(m.file)
