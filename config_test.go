@@ -145,7 +145,7 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 		"KEYSTILE_LOG_FORMAT=json", "KEYSTILE_DEPLOYMENT=dev", "KEYSTILE_POLICY_DIR=/etc/keystile",
 		"KEYSTILE_TLS_CERT=/c", "KEYSTILE_TLS_KEY=/k", "KEYSTILE_TLS_CLIENT_CA=/a", "KEYSTILE_DECISION_LOG=https://siem.example/logs",
 		"KEYSTILE_DECISION_LOG_TOKEN=t", "KEYSTILE_DECISIONS_KEPT_FOR=0", "KEYSTILE_DECISIONS_KEPT_SAMPLE=0", "KEYSTILE_DECISIONS_KEPT_NETWORK=false",
-		"KEYSTILE_USAGE_RETENTION=24h", "KEYSTILE_USAGE_DAYS_RETENTION=26280h", "KEYSTILE_USAGE_NETWORK=full",
+		"KEYSTILE_USAGE_RETENTION=72h", "KEYSTILE_USAGE_DAYS_RETENTION=26280h", "KEYSTILE_USAGE_NETWORK=full",
 	), need: needsService}.load()
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func TestConfig_ParsesEveryForm(t *testing.T) {
 		slog.LevelDebug, "json", "dev", "/etc/keystile", "/c", "/k", "/a",
 		"https://siem.example/logs", "t",
 		store.DecisionsKept{NoNetworks: true},
-		24 * time.Hour, 3 * 365 * 24 * time.Hour, store.UsageNetworkFull,
+		72 * time.Hour, 3 * 365 * 24 * time.Hour, store.UsageNetworkFull,
 	}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

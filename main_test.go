@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,7 +24,8 @@ const asProgram = "KEYSTILE_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "policy" && os.Args[2] == "gate" {
-		main() // as newGate starts it
+		execPlain() // as newGate starts it
+		main()
 		return
 	}
 	if os.Getenv(asProgram) != "" {
@@ -36,11 +40,44 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if err := buildPlain(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := storetest.Main(m)
 	if err := testRedis.stop(); err != nil {
 		code = max(code, 1)
 	}
 	os.Exit(code)
+}
+
+// plain is the program without the race detector, which makes what starts and compiles
+// policies ten times as slow; what serves in a test has it still. Without the detector it
+// is this test binary.
+func plain() string {
+	self, err := os.Executable()
+	if err != nil || !raceEnabled {
+		return self
+	}
+	return filepath.Join(filepath.Dir(self), "keystile")
+}
+
+func buildPlain() error {
+	if !raceEnabled {
+		return nil
+	}
+	said, err := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false", "-o", plain(), ".").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build keystile: %w\n%s", err, said)
+	}
+	return nil
+}
+
+// execPlain becomes the plain program, where there is one.
+func execPlain() {
+	if raceEnabled {
+		_ = syscall.Exec(plain(), append([]string{plain()}, os.Args[1:]...), os.Environ())
+	}
 }
 
 // sharedRedis is the one Redis of this package's tests.

@@ -41,25 +41,12 @@ func TestScripts_CommandsDoWhatTheySay(t *testing.T) {
 	})
 }
 
-// programDirectory holds this test binary under the program's name; with the race detector
-// the program without it, which starts ten times as fast: what serves has the detector still.
+// programDirectory holds the plain program under its name.
 func programDirectory(t *testing.T) string {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	program := filepath.Join(dir, "keystile")
-	if !raceEnabled {
-		if err := os.Symlink(self, program); err != nil {
-			t.Fatal(err)
-		}
-		return dir
-	}
-	said, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, ".").CombinedOutput()
-	if err != nil {
-		t.Fatalf("build keystile: %v\n%s", err, said)
+	if err := os.Symlink(plain(), filepath.Join(dir, "keystile")); err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }
