@@ -167,8 +167,10 @@ func TestEngine_FailuresAreOfWhoCausesThem(t *testing.T) {
 	defer release()
 	check := exampleCheck("GET", "/")
 	cause := keyOf(nil, true)
-	for range 2 {
-		_, _ = evaluate(t, e, cause, check) // over its budget, and then held back
+	mine := 0
+	for held := false; !held && mine < 10; mine++ { // over its budget, on a busy machine before the call as well, and then held back
+		_, err := evaluate(t, e, cause, check)
+		held = errors.Is(err, ErrHeldBack)
 	}
 	for range widespreadErrors {
 		if _, err := evaluate(t, e, keyOf(nil, true), check); !errors.Is(err, errLaneBusy) {
@@ -176,7 +178,7 @@ func TestEngine_FailuresAreOfWhoCausesThem(t *testing.T) {
 		}
 	}
 	got := e.Failing()
-	if got.Organizations != 1 || got.Errors != 2 || got.Kind != authz.FailureTimeout || got.Some[0] != cause.Organization.ID ||
+	if got.Organizations != 1 || got.Errors != mine || got.Kind != authz.FailureTimeout || got.Some[0] != cause.Organization.ID ||
 		got.Total[authz.FailureCrowded] != widespreadErrors || got.Total[authz.FailureHeldBack] != 1 {
 		t.Errorf("%+v", got)
 	}

@@ -229,9 +229,13 @@ func (l *lane) run(
 	timer := time.NewTimer(time.Until(d.at))
 	defer timer.Stop()
 	select {
-	case <-l.free:
-	case <-timer.C:
-		return nil, topdown.Halt{Err: errLaneBusy} // by somebody else: this evaluation is not to blame
+	case <-l.free: // first: who finds it free is in nobody's way, and nobody in theirs
+	default:
+		select {
+		case <-l.free:
+		case <-timer.C:
+			return nil, topdown.Halt{Err: errLaneBusy} // by somebody else: this evaluation is not to blame
+		}
 	}
 	c := &call{stop: stopped{make(chan struct{})}, done: make(chan struct{})}
 	bctx.Cancel = c.stop
