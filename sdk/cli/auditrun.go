@@ -205,7 +205,7 @@ func failOn(summary *admin.FindingsSummary, severity string) error {
 
 // severityRank orders severities, the gravest last; it is 0 for what is none.
 func severityRank(s admin.Severity) int {
-	return slices.Index([]admin.Severity{"", admin.SeverityLow, admin.SeverityMedium, admin.SeverityHigh}, s)
+	return 1 + slices.Index([]admin.Severity{admin.SeverityLow, admin.SeverityMedium, admin.SeverityHigh}, s)
 }
 
 // findingsTable is what is found for a person: by organization, the gravest keys first.
