@@ -36,7 +36,12 @@ type shared struct {
 	dir    string
 	err    error
 	serial atomic.Int64
+
+	migrated   sync.Once
+	migrateErr error
 }
+
+const template = "keystile_template"
 
 var postgres shared //nolint:gochecknoglobals // a test binary has one Postgres, and TestMain no way to hand it on
 
@@ -119,14 +124,54 @@ func Schema(t TB) string {
 	return u.String()
 }
 
-// Migrated returns the URL of a new schema with all tables.
+// Migrated returns the URL of a new database with all tables, a copy of one that was migrated
+// once; it is dropped after the test.
 func Migrated(t TB) string {
 	t.Helper()
-	at := Schema(t)
-	if _, _, err := store.Migrate(t.Context(), Parse(t, at)); err != nil {
-		t.Fatalf("migrate a test's schema: %v", err)
+	server := Server(t)
+	if err := postgres.migrate(t.Context()); err != nil {
+		t.Fatalf("migrate a database for tests: %v", err)
 	}
-	return at
+	base, name := server.URL("postgres"), fmt.Sprintf("test_%d_%d", os.Getpid(), postgres.serial.Add(1))
+	Exec(t, base, "CREATE DATABASE "+name+" TEMPLATE "+template)
+	t.Cleanup(func() {
+		db, err := sqlx.Connect("postgres", base)
+		if err != nil {
+			t.Fatalf("drop a test's database: %v", err)
+		}
+		defer func() { _ = db.Close() }()
+		if _, err := db.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Fatalf("drop a test's database: %v", err)
+		}
+	})
+	return server.URL(name)
+}
+
+// migrate makes the template, once.
+func (s *shared) migrate(ctx context.Context) error {
+	s.migrated.Do(func() {
+		var db *sqlx.DB
+		if db, s.migrateErr = sqlx.Connect("postgres", s.server.URL("postgres")); s.migrateErr != nil {
+			return
+		}
+		defer func() { _ = db.Close() }()
+		if _, s.migrateErr = db.ExecContext(ctx, "CREATE DATABASE "+template); s.migrateErr != nil {
+			return
+		}
+		var at store.DatabaseURL
+		if at, s.migrateErr = store.ParseDatabaseURL(s.server.URL(template)); s.migrateErr != nil {
+			return
+		}
+		if _, _, s.migrateErr = store.Migrate(ctx, at); s.migrateErr != nil {
+			return
+		}
+		// A template must have no session, and one that was closed takes a moment to go.
+		_, s.migrateErr = db.ExecContext(ctx, "ALTER DATABASE "+template+" ALLOW_CONNECTIONS false")
+		if s.migrateErr == nil {
+			_, s.migrateErr = db.ExecContext(ctx, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '"+template+"'")
+		}
+	})
+	return s.migrateErr
 }
 
 // Parse parses a URL of Schema or Migrated.
