@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -122,9 +123,12 @@ func (p passing) BuiltIn() string                   { return p.Revision() }
 func (passing) Origin() authz.PolicyOrigin          { return authz.OriginDatabase }
 func (passing) Loads(context.Context, []byte) error { return nil }
 
+// shippedSnapshot is loaded once: nothing of it changes.
+var shippedSnapshot = sync.OnceValues(func() (*policy.Snapshot, error) { return policy.Load(context.Background(), policies.FS) })
+
 func shippedPolicy(t testing.TB) *policy.Engine {
 	t.Helper()
-	snapshot, err := policy.Load(t.Context(), policies.FS)
+	snapshot, err := shippedSnapshot()
 	if err != nil {
 		t.Fatal(err)
 	}

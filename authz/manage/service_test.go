@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,9 +18,12 @@ import (
 
 func asError(err error, target **authz.Error) bool { return errors.As(err, target) }
 
+// shippedSnapshot is loaded once: nothing of it changes.
+var shippedSnapshot = sync.OnceValues(func() (*policy.Snapshot, error) { return policy.Load(context.Background(), policies.FS) })
+
 func shippedPolicy(t *testing.T) *policy.Engine {
 	t.Helper()
-	snapshot, err := policy.Load(t.Context(), policies.FS)
+	snapshot, err := shippedSnapshot()
 	if err != nil {
 		t.Fatal(err)
 	}
