@@ -16,6 +16,7 @@ import (
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/manage"
+	"github.com/supportstation/keystile/sdk/admin"
 )
 
 // Every script in testdata/scripts runs the program, as a person would from a shell,
@@ -26,13 +27,14 @@ import (
 //	eventually N keystile ARGS…   runs again and again until it has this one
 //	recorded N               waits until so many decisions are counted and stored
 //	shadow begun|ended       waits until a policy is asked beside the one in force, or no more
+//	settled                  waits until the policy that was activated last decides
 //	capture NAME PATH        sets $NAME from the last output as JSON; PATH is like items.0.id
 func TestScripts_CommandsDoWhatTheySay(t *testing.T) {
 	bin := programDirectory(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/scripts",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "eventually": eventually, "recorded": recorded, "shadow": shadow, "capture": capture,
+			"exits": exits, "eventually": eventually, "recorded": recorded, "shadow": shadow, "settled": settled, "capture": capture,
 		},
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -148,6 +150,26 @@ func shadow(ts *testscript.TestScript, neg bool, args []string) {
 	for deadline := time.Now().Add(30 * time.Second); !is(); <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("the shadow is not %s", args[0])
+		}
+	}
+}
+
+// settled waits until what was activated last decides: a receipt waits for a second only.
+func settled(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: settled")
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(100 * time.Millisecond) {
+		ts.Check(ts.Exec("keystile", "policy", "show", "-o", "json"))
+		var p admin.Policy
+		ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &p))
+		switch a := p.Activation; {
+		case a == nil || p.Revision == nil:
+		case a.BuiltIn && p.Origin == admin.OriginBuiltIn, !a.BuiltIn && *a.Revision == *p.Revision:
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("what was activated does not decide")
 		}
 	}
 }
