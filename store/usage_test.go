@@ -149,6 +149,7 @@ func TestUsage_CountsAreExactAndHoldNoPath(t *testing.T) {
 func TestUsage_MadeUpPathsAreBoundedAndHoldNoID(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	s.StopFollowing() // it tends by itself, too
 	c, noon := newCounter(s, 1), time.Now().UTC().Truncate(24*time.Hour).Add(-12*time.Hour)
 	const paths = store.MaxUnmatchedShapes + 300
 	for i := range paths {
@@ -196,6 +197,7 @@ func TestUsage_OldUsageIsForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
+	s.StopFollowing() // it tends by itself, too
 	c, now := newCounter(s, 1), time.Now()
 	db := sqlx.MustConnect("postgres", at)
 	defer func() { _ = db.Close() }()

@@ -67,7 +67,7 @@ type eventBundle struct {
 // Input is what the policy saw, or would have seen: a decision made before policy is asked
 // has no path, and whatever is not known by then is empty in its input. Result is what was
 // answered, limits included. A decision that the policy does not want logged has no line: see
-// dropEntrypoint.
+// dropEntrypoint. Where it could not say, custom.drop tells why.
 func (e *EventEncoder) Encode(ctx context.Context, r *authz.DecisionRecord) (line []byte, hidden string) {
 	d := &r.Decision
 	out := event{
@@ -131,8 +131,12 @@ func (e *EventEncoder) fill(ctx context.Context, out *event, r *authz.DecisionRe
 	if err != nil {
 		return hiddenNoInput, false
 	}
-	if s.drops(ctx, asked, newDeadline(ctx, e.budget)) {
+	unwanted, doubt := s.drops(ctx, asked, newDeadline(ctx, e.budget))
+	if unwanted {
 		return "", true
+	}
+	if doubt != "" {
+		out.set("drop", doubt)
 	}
 	ops, hidden := s.maskOf(ctx, asked, newDeadline(ctx, e.budget))
 	if hidden != "" {

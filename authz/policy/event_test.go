@@ -54,18 +54,28 @@ func masking(t testing.TB, mask string) *Engine {
 
 // What the policy does not want logged has no line; nothing but true says so.
 func TestEncode_WhatIsDroppedHasNoLineAndInDoubtThereIsOne(t *testing.T) {
-	for drop, dropped := range map[string]bool{
-		`drop if input.result.code == "insufficient_scope"`:         true,
-		`drop := input.input.request.method == "POST"`:              true,
-		`drop if input.result.allow`:                                false,
-		`default drop := false`:                                     false,
-		`drop := "true"`:                                            false,
-		"drop := true if input.decision_id\ndrop := false if input": false, // a conflict
-		`drop if to_number(input.input.request.path) > 0`:           false,
+	for drop, tt := range map[string]struct {
+		dropped bool
+		doubt   string
+	}{
+		`drop if input.result.code == "insufficient_scope"`:         {true, ""},
+		`drop := input.input.request.method == "POST"`:              {true, ""},
+		`drop if input.result.allow`:                                {false, ""},
+		`default drop := false`:                                     {false, ""},
+		`drop := "true"`:                                            {false, ""},
+		"drop := true if input.decision_id\ndrop := false if input": {false, dropError + " at system/log/mask.rego:6"},
+		`drop if to_number(input.input.request.path) > 0`:           {false, dropError + " at system/log/mask.rego:5"},
 	} {
 		line, hidden := patient(masking(t, "mask := set()\n\n"+drop), nil).Encode(t.Context(), decided(t))
-		if (line == nil) != dropped || hidden != "" {
+		if (line == nil) != tt.dropped || hidden != "" {
 			t.Errorf("%s: %q, %s", drop, hidden, line)
+			continue
+		}
+		if line == nil {
+			continue
+		}
+		if told, _ := opaEvent(t, line).Custom["drop"].(string); told != tt.doubt {
+			t.Errorf("%s: doubt is told as %q, not %q", drop, told, tt.doubt)
 		}
 	}
 }

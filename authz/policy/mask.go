@@ -34,6 +34,12 @@ const (
 	hiddenNoInput   = "the question cannot be written down"
 )
 
+// Why a decision is logged that perhaps was not to be.
+const (
+	dropTimeout = "data.system.log.drop took longer than its budget"
+	dropError   = "data.system.log.drop failed"
+)
+
 // maskOp is one path of a mask: what is there is erased, or has another value.
 type maskOp struct {
 	path   string
@@ -64,13 +70,19 @@ func (s *Snapshot) maskOf(ctx context.Context, event *ast.Term, d *deadline) (op
 }
 
 // drops tells whether the snapshot does not want an event logged. Nothing but the boolean true
-// says so: in doubt it is logged, as OPA does.
-func (s *Snapshot) drops(ctx context.Context, event *ast.Term, d *deadline) bool {
+// says so: in doubt it is logged, as OPA does, and doubt says why there was no answer.
+func (s *Snapshot) drops(ctx context.Context, event *ast.Term, d *deadline) (unwanted bool, doubt string) {
 	if s.drop == nil {
-		return false
+		return false, ""
 	}
 	value, err := s.run(ctx, s.drop, event, d)
-	return err == nil && !d.over && value != nil && value.Compare(ast.Boolean(true)) == 0
+	switch {
+	case d.over:
+		return false, dropTimeout
+	case err != nil:
+		return false, dropError + whereOf(err)
+	}
+	return value != nil && value.Compare(ast.Boolean(true)) == 0, ""
 }
 
 // whereOf is the place of an evaluation's error. Its message is not told: it may quote what
