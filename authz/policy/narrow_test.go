@@ -86,7 +86,8 @@ func TestNarrow_WhatNothingIsAgainstDeniesNothing(t *testing.T) {
 			}
 			byShape[shape] = append(byShape[shape], sent{c, authz.AnswerOf(verdict, err).Allow})
 		}
-		if random.IntN(3) == 0 { // another fence since
+		if random.IntN(3) == 0 { // another fence since, and so another record
+			k = copyOf(k)
 			k.AllowedCIDRs = []netip.Prefix{netip.MustParsePrefix(pick(random, "203.0.113.0/24", "2001:db8::/32"))}
 		}
 		narrow := copyOf(k)
