@@ -80,13 +80,19 @@ func replicas(t *testing.T, n int) (*managed, []*service) {
 	return first, all
 }
 
+// complete wants a receipt that accounts for every replica.
+func complete(t *testing.T, e *admin.Effective, replicas int) {
+	t.Helper()
+	if e == nil || e.Replicas != replicas || e.Acknowledged+len(e.Silent) != replicas {
+		t.Fatalf("the receipt is %+v", e)
+	}
+}
+
 // inForce holds a receipt to its word: replicas that have all acknowledged decide by the
 // revision, and those that took longer than it waits do so soon.
 func inForce(t *testing.T, all []*service, e *admin.Effective, revision string) {
 	t.Helper()
-	if e == nil || e.Replicas != len(all) || e.Acknowledged+len(e.Silent) != e.Replicas {
-		t.Fatalf("the receipt is %+v", e)
-	}
+	complete(t, e, len(all))
 	for i, s := range all {
 		decides := func() bool { return s.policy.engine.Revision() == revision }
 		if len(e.Silent) == 0 && !decides() {

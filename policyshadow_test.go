@@ -34,8 +34,9 @@ func (m *managed) startShadow(t *testing.T, files admin.PolicyFiles, replicas in
 	t.Helper()
 	perSecond := 10_000
 	change := must(m.client.StartPolicyShadow(t.Context(), admin.PolicyShadowStart{Files: &files, PerSecond: &perSecond}))
-	if e := change.Effective; e == nil || e.Replicas != replicas || change.Shadow.State != admin.ShadowRunning {
-		t.Fatalf("%+v, %+v", change.Effective, change.Shadow)
+	complete(t, change.Effective, replicas)
+	if change.Shadow.State != admin.ShadowRunning {
+		t.Fatalf("%+v", change.Shadow)
 	}
 	return m.awaitShadow(t, "every replica asks", func(f *admin.PolicyShadow) bool { return f.Replicas == replicas })
 }

@@ -104,16 +104,7 @@ func Schema(t TB) string {
 	name := fmt.Sprintf("test_%d_%d", os.Getpid(), postgres.serial.Add(1))
 	base := server.URL("postgres")
 	Exec(t, base, "CREATE SCHEMA "+name)
-	t.Cleanup(func() {
-		db, err := sqlx.Connect("postgres", base)
-		if err != nil {
-			t.Fatalf("drop a test's schema: %v", err)
-		}
-		defer func() { _ = db.Close() }()
-		if _, err := db.ExecContext(context.Background(), "DROP SCHEMA "+name+" CASCADE"); err != nil {
-			t.Fatalf("drop a test's schema: %v", err)
-		}
-	})
+	execAfter(t, base, "DROP SCHEMA "+name+" CASCADE")
 	u, err := url.Parse(base)
 	if err != nil {
 		t.Fatalf("the Postgres for tests has a bad URL: %v", err)
@@ -134,44 +125,52 @@ func Migrated(t TB) string {
 	}
 	base, name := server.URL("postgres"), fmt.Sprintf("test_%d_%d", os.Getpid(), postgres.serial.Add(1))
 	Exec(t, base, "CREATE DATABASE "+name+" TEMPLATE "+template)
+	execAfter(t, base, "DROP DATABASE "+name+" WITH (FORCE)")
+	return server.URL(name)
+}
+
+// execAfter executes a statement after the test.
+func execAfter(t TB, at, statement string) {
 	t.Cleanup(func() {
-		db, err := sqlx.Connect("postgres", base)
+		db, err := sqlx.Connect("postgres", at)
 		if err != nil {
-			t.Fatalf("drop a test's database: %v", err)
+			t.Fatalf("%s: %v", statement, err)
 		}
 		defer func() { _ = db.Close() }()
-		if _, err := db.ExecContext(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			t.Fatalf("drop a test's database: %v", err)
+		if _, err := db.ExecContext(context.Background(), statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
 		}
 	})
-	return server.URL(name)
 }
 
 // migrate makes the template, once.
 func (s *shared) migrate(ctx context.Context) error {
-	s.migrated.Do(func() {
-		var db *sqlx.DB
-		if db, s.migrateErr = sqlx.Connect("postgres", s.server.URL("postgres")); s.migrateErr != nil {
-			return
-		}
-		defer func() { _ = db.Close() }()
-		if _, s.migrateErr = db.ExecContext(ctx, "CREATE DATABASE "+template); s.migrateErr != nil {
-			return
-		}
-		var at store.DatabaseURL
-		if at, s.migrateErr = store.ParseDatabaseURL(s.server.URL(template)); s.migrateErr != nil {
-			return
-		}
-		if _, _, s.migrateErr = store.Migrate(ctx, at); s.migrateErr != nil {
-			return
-		}
-		// A template must have no session, and one that was closed takes a moment to go.
-		_, s.migrateErr = db.ExecContext(ctx, "ALTER DATABASE "+template+" ALLOW_CONNECTIONS false")
-		if s.migrateErr == nil {
-			_, s.migrateErr = db.ExecContext(ctx, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '"+template+"'")
-		}
-	})
+	s.migrated.Do(func() { s.migrateErr = s.makeTemplate(ctx) })
 	return s.migrateErr
+}
+
+func (s *shared) makeTemplate(ctx context.Context) error {
+	db, err := sqlx.Connect("postgres", s.server.URL("postgres"))
+	if err != nil {
+		return err //nolint:wrapcheck // Migrated says what was being done
+	}
+	defer func() { _ = db.Close() }()
+	if _, err := db.ExecContext(ctx, "CREATE DATABASE "+template); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	at, err := store.ParseDatabaseURL(s.server.URL(template))
+	if err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	if _, _, err := store.Migrate(ctx, at); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	// A template must have no session, and one that was closed takes a moment to go.
+	if _, err := db.ExecContext(ctx, "ALTER DATABASE "+template+" ALLOW_CONNECTIONS false"); err != nil {
+		return err //nolint:wrapcheck // as above
+	}
+	_, err = db.ExecContext(ctx, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '"+template+"'")
+	return err //nolint:wrapcheck // as above
 }
 
 // Parse parses a URL of Schema or Migrated.
