@@ -164,7 +164,7 @@ func (c *cluster) startOn(ctx context.Context, port int, sockets string) (*Postg
 		"-c", "log_statement=none",
 	}
 	if c.options.FsyncOff {
-		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+		args = append(args, "-c", "fsync=off", "-c", "full_page_writes=off")
 	}
 	process, err := runProcess(command{
 		name: "Postgres", file: filepath.Join(c.bin.dir, "postgres"), args: args, dir: c.data,

@@ -236,6 +236,21 @@ func TestPostgres_DoneTellsOfAnEndByItself(t *testing.T) {
 	await(t, "the end of a killed Redis", r.Done())
 }
 
+func TestPostgres_KeepsWhatItHasCommittedWhenItIsKilled(t *testing.T) {
+	p := startPostgres(t, PostgresOptions{Dir: filepath.Join(tempDir(t), "postgres")})
+	mustQuery(t, p.URL("postgres"), "CREATE TABLE t (v text); CHECKPOINT; SELECT 'done'")
+	mustQuery(t, p.URL("postgres"), "INSERT INTO t VALUES ('here') RETURNING v")
+	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of a killed Postgres", p.Done())
+	stop(t, p)
+	p = startPostgres(t, PostgresOptions{Dir: p.home.dir})
+	if got := mustQuery(t, p.URL("postgres"), "SELECT count(*)::text FROM t"); got != "1" {
+		t.Errorf("found %s of 1 row", got)
+	}
+}
+
 func TestStartPostgres_EndedContextLeavesNothingBehind(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
