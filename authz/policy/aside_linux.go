@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// apart starts a process in a group of its own, which Ctrl-C does not reach.
-func apart() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+// apart starts a process in a session of its own, which Ctrl-C does not reach.
+func apart() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
 // mappedData is what RLIMIT_DATA counts, in bytes; 0 when it cannot be found out.
 func mappedData() uint64 {
@@ -41,9 +41,14 @@ func stepAside(bytes uint64) error {
 	return nil
 }
 
-// stepBehind lets the service have the processors first. The whole group, because a process'
-// priority is that of one thread alone; where it is not allowed, nothing changes.
-func stepBehind() { _ = syscall.Setpriority(syscall.PRIO_PGRP, 0, 10) }
+// stepBehind lets others have the processors first: the service, and also a database beside
+// it. The whole group, because a process' priority is that of one thread alone; and the session,
+// because where a kernel shares processors among sessions that priority only counts within one
+// (sched(7), autogroup). Where it is not allowed, nothing changes.
+func stepBehind(niceness int) {
+	_ = syscall.Setpriority(syscall.PRIO_PGRP, 0, niceness)
+	_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(niceness)), 0o600)
+}
 
 // processorTime is how long this process has had a processor.
 func processorTime() time.Duration {

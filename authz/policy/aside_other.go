@@ -14,7 +14,7 @@ func apart() *syscall.SysProcAttr { return nil }
 func stepAside(uint64) error { return nil }
 
 // stepBehind leaves priorities as they are here.
-func stepBehind() {}
+func stepBehind(int) {}
 
 // processorTime is not known here.
 func processorTime() time.Duration { return 0 }

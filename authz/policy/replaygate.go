@@ -249,7 +249,7 @@ func (w *replayWriter) end() error {
 
 // serveReplay is what a replay's process does with what comes after its message.
 func serveReplay(ctx context.Context, message trialMessage, in io.Reader, out io.Writer) error {
-	stepBehind()
+	stepBehind(asideNiceness)
 	answer, err := message.replay(ctx, in)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
@@ -40,18 +41,19 @@ func ToolFiles() fs.FS { return toolFiles }
 
 // sandbox returns what a policy may call. A policy is code from elsewhere: it
 // reaches no network, no clock, no randomness, no environment and no files, so
-// that its answer follows from its input alone.
-func sandbox() (*ast.Capabilities, error) {
+// that its answer follows from its input alone. It is read once, for all: nobody may change it.
+var sandbox = sync.OnceValues(func() (*ast.Capabilities, error) { //nolint:gochecknoglobals // a constant
 	caps, err := ast.LoadCapabilitiesJSON(bytes.NewReader(capabilitiesJSON))
 	if err != nil {
 		return nil, fmt.Errorf("read the capabilities: %w", err)
 	}
 	return caps, nil
-}
+})
 
 // inputSchemas returns the schemas that policies name in their annotations, so
-// that a misspelt field of the input is found when the policy is compiled.
-func inputSchemas() (*ast.SchemaSet, error) {
+// that a misspelt field of the input is found when the policy is compiled. They are read
+// once, too.
+var inputSchemas = sync.OnceValues(func() (*ast.SchemaSet, error) { //nolint:gochecknoglobals // a constant
 	set := ast.NewSchemaSet()
 	for path, text := range map[string][]byte{"check": checkSchemaJSON, "admin": adminSchemaJSON, "findings": findingsSchemaJSON} {
 		var schema any
@@ -61,4 +63,4 @@ func inputSchemas() (*ast.SchemaSet, error) {
 		set.Put(ast.MustParseRef("schema."+path), schema)
 	}
 	return set, nil
-}
+})

@@ -261,7 +261,7 @@ func serveShadow(ctx context.Context, message trialMessage, in io.Reader, out io
 	if err := stepAside(shadowMemory); err != nil {
 		return err
 	}
-	stepBehind()
+	stepBehind(asideNiceness)
 	// One asks, one collects garbage or looks after it; the other processors are the service's.
 	runtime.GOMAXPROCS(2)
 	debug.SetMemoryLimit(shadowHeap / 4 * 3)
