@@ -23,7 +23,7 @@ import (
 
 // addPolicyCommands adds to `policy` what needs no running service.
 func addPolicyCommands(cmd *cobra.Command) {
-	cmd.AddCommand(newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyRecoverCommand(), newPolicyRoutesCommand(),
+	cmd.AddCommand(newPolicyCheckCommand(), newPolicyTestCommand(), newPolicyAnalyzeCommand(), newPolicyExportCommand(), newPolicyRecoverCommand(), newPolicyRoutesCommand(),
 		newPolicyBundleCommand(), newPolicyGateCommand())
 }
 
@@ -260,7 +260,7 @@ func writeReportSARIF(w io.Writer, r *authz.PolicyReport) error {
 	}
 	return json.NewEncoder(w).Encode(object{
 		"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0",
-		"runs": []object{{"tool": object{"driver": object{"name": "keystile policy test", "rules": rules}}, "results": results}},
+		"runs": []object{{"tool": object{"driver": object{"name": "keystile policy", "rules": rules}}, "results": results}},
 	})
 }
 
