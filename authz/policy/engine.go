@@ -179,9 +179,8 @@ func (e *Engine) evaluate(ctx context.Context, s *Snapshot, k *authz.Key, c *aut
 	if result == nil {
 		return v, errUndefined
 	}
-	v, err = verdict(result)
-	if err != nil {
-		return v, fmt.Errorf("%w: %w", errNoDecision, err)
+	if v, err = decisionOf(result, k, c); err != nil {
+		return v, err
 	}
 	v.Cataloged = s.templates[v.Route]
 	return v, nil

@@ -85,11 +85,7 @@ func (x *explainer) ask(ctx context.Context, k *authz.Key, c *authz.Check, trace
 	case value == nil:
 		return authz.Verdict{}, errUndefined
 	}
-	v, err := verdict(value)
-	if err != nil {
-		return authz.Verdict{}, fmt.Errorf("%w: %w", errNoDecision, err)
-	}
-	return v, nil
+	return decisionOf(value, k, c)
 }
 
 // ruleTrace notes which rules were looked at, and which of them held.

@@ -31,7 +31,7 @@ func minimal(check string, more ...string) fstest.MapFS {
 
 // allowing is a decision that allows, with allow as given.
 func allowing(allow string) string {
-	return `{"allow": ` + allow + `, "reasons": [], "required_scopes": [], "missing_scopes": [], "route": null, "limits": []}`
+	return `{"allow": ` + allow + `, "reasons": [], "required_scopes": ["tickets:read"], "missing_scopes": [], "route": null, "limits": []}`
 }
 
 func mustLoad(t testing.TB, fsys fs.FS) *Snapshot {

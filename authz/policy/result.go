@@ -78,6 +78,19 @@ func verdict(value ast.Value) (authz.Verdict, error) {
 	return v, nil
 }
 
+// decisionOf reads a policy's answer to a check of a key. An allow that no policy may give is no
+// decision.
+func decisionOf(value ast.Value, k *authz.Key, c *authz.Check) (authz.Verdict, error) {
+	v, err := verdict(value)
+	if err == nil {
+		err = v.Overreach(k, c)
+	}
+	if err != nil {
+		return authz.Verdict{}, fmt.Errorf("%w: %w", errNoDecision, err)
+	}
+	return v, nil
+}
+
 func contains(scopes []authz.Scope, wanted authz.Scope) bool {
 	for _, s := range scopes {
 		if s == wanted {
