@@ -63,6 +63,7 @@ func TestAuditRun_ATableTellsTheGravestFirstWithACommand(t *testing.T) {
 		"  ci\uFFFD[31m " + keyID + ", sk_live_4fGh…9aBc, live, active\n" +
 		"    low    unused_scope  tickets:write\n" +
 		"           tickets:write granted, not exercised in 92 days.\n" +
+		"           Ask who uses it.\n" +
 		"           keystile audit apply " + keyID + "\n" +
 		"    Covers 92 days; nothing older was asked.\n\n" +
 		"  judged        40 keys of 2026-07-22 00:00:00Z to 2026-10-20 12:00:00Z\n" +
@@ -180,6 +181,21 @@ func TestAuditApply_EachRequestThatIsAgainstItIsTold(t *testing.T) {
 		o := d.run(t, "audit", "apply", keyID)
 		if o.code != want || !strings.Contains(o.talk, "denied: POST /api/v1/tickets, 3 times.\ndoubtful: GET /x, once.\n") || !strings.Contains(errorText(o.err), "stays as it is") {
 			t.Errorf("%s: exit %d, %v, said %q", code, o.code, o.err, o.talk)
+		}
+	}
+}
+
+func TestAuditRun_NoCommandKeepsAnExposedSecretOrTakesAKeyForGood(t *testing.T) {
+	for code, c := range map[string]struct{ remedy, want string }{
+		"live_key_in_browser": {"rotate_key", "keystile keys rotate " + keyID + " --reason compromised\n"},
+		"never_rotated":       {"rotate_key", "keystile keys rotate " + keyID + " --grace 24h\n"},
+		"unused_key":          {"revoke_key", "keystile keys disable " + keyID + "   # and revoke it once nobody has missed it\n"},
+	} {
+		d := newDesk(t)
+		d.lines(findingsRoute,
+			obj{"key": foundKey(keyID, "ci", "Acme", "high", code, c.remedy)}, obj{"summary": findingsSummary(1, 0)})
+		if o := d.run(t, "audit", "run", "--org", orgID); !strings.Contains(o.out, "Ask who uses it.\n           "+c.want) {
+			t.Errorf("%s: exit %d, %v:\n%s\nwant %s", code, o.code, o.err, o.out, c.want)
 		}
 	}
 }

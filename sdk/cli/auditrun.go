@@ -271,7 +271,10 @@ func (p *page) keyFindings(k *admin.KeyFindings) {
 		p.write("    ")
 		p.headline(severityColour(f.Severity), fmt.Sprintf("%-6s", f.Severity), strings.TrimSpace(f.Code+"  "+strings.Join(f.Scopes, " ")))
 		p.write("           " + printable(f.Message) + "\n")
-		p.write("           " + printable(remedyText(k, f)) + "\n")
+		p.write("           " + printable(f.Recommendation) + "\n")
+		if command := remedyCommand(k, f); command != "" {
+			p.write("           " + printable(command) + "\n")
+		}
 	}
 	p.write("    " + printable(k.Coverage) + "\n")
 }
@@ -287,20 +290,26 @@ func severityColour(s admin.Severity) string {
 	return "34"
 }
 
-// remedyText is what to do: a command where there is one.
-func remedyText(k *admin.KeyFindings, f admin.Finding) string {
+// remedyCommand does what is recommended; "" where there is no command for it.
+func remedyCommand(k *admin.KeyFindings, f admin.Finding) string {
 	key := k.Evidence.KeyID
 	switch f.Remedy {
 	case "narrow_scopes":
 		return "keystile audit apply " + key
 	case "revoke_key":
+		if f.Code == "unused_key" { // which can be undone, should somebody need it after all
+			return "keystile keys disable " + key + "   # and revoke it once nobody has missed it"
+		}
 		return "keystile keys revoke " + key
 	case "rotate_key":
+		if f.Code == "live_key_in_browser" { // others may have read it
+			return "keystile keys rotate " + key + " --reason compromised"
+		}
 		return "keystile keys rotate " + key + " --grace 24h"
 	case "set_expiry":
 		return "keystile keys update " + key + " --expires-in 90d"
 	}
-	return f.Recommendation
+	return ""
 }
 
 func (p *page) findingsSummary(s *admin.FindingsSummary) {
