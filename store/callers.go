@@ -158,6 +158,9 @@ func (t callerTable) mergeOlder(known *callerTable) {
 				is.TokenRevokedAt = was.TokenRevokedAt
 			}
 			if is.Revision < was.Revision {
+				// The next reading narrows the same row again: what changes from now on has a
+				// higher revision.
+				is.Revision = was.Revision
 				is.Disabled = is.Disabled || was.Disabled
 				is.TokenExpiresAt = authz.Earlier(is.TokenExpiresAt, was.TokenExpiresAt)
 				is.Environments = inBoth(is.Environments, was.Environments)

@@ -9,6 +9,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/store"
 	"github.com/supportstation/keystile/store/storetest"
 )
@@ -58,7 +59,7 @@ func TestSynchronize_ADatabaseThatIsPutBackUnlearnsNothing(t *testing.T) {
 			at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
 			s := storetest.Open(t, at, peppers)
 			revoked, narrowed, unseen, halved, of, untouched := add(t, s), add(t, s), add(t, s), add(t, s), add(t, s), add(t, s)
-			caller := newCaller(t, s)
+			caller, ended := newCaller(t, s), newCaller(t, s)
 			synchronize(t, s)
 			for _, k := range []stored{revoked, narrowed, halved, of, untouched} {
 				find(t, s, k.secret)
@@ -75,6 +76,7 @@ func TestSynchronize_ADatabaseThatIsPutBackUnlearnsNothing(t *testing.T) {
 					c.RevokeCaller(ctx, caller.id),
 				)
 			})
+			endCallerToken(t, s, ended.id, 0)
 			storetest.Exec(t, at, `UPDATE key_secrets SET revoked_at = now() WHERE key_id = $1`, halved.key.ID)
 			storetest.Exec(t, at, `WITH r AS (UPDATE revision SET n = n + 1 RETURNING n)
 				UPDATE api_keys SET revision = r.n FROM r WHERE id = $1`, halved.key.ID)
@@ -109,6 +111,9 @@ func TestSynchronize_ADatabaseThatIsPutBackUnlearnsNothing(t *testing.T) {
 				if c, err := s.FindCaller(t.Context(), caller.token.Hash()); err != nil || c.RevokedAt.IsZero() {
 					t.Errorf("a revoked caller comes back: %+v, %v", c, err)
 				}
+				if recognized(t, s, ended) {
+					t.Error("a token of a caller that had ended comes back")
+				}
 				if f := find(t, s, late.secret); f.Key != nil {
 					t.Errorf("a key that the database does not know is served: %+v", f.Key)
 				}
@@ -120,9 +125,23 @@ func TestSynchronize_ADatabaseThatIsPutBackUnlearnsNothing(t *testing.T) {
 				t.Errorf("health is %+v", h)
 			}
 
-			// What changes from now on applies, and a change of a key is the last word on
-			// everything but revocations.
-			fresh := add(t, s)
+			// What changes from now on applies, and a change of a key or a caller is the last
+			// word on everything but revocations of it, and on no other.
+			fresh, another := add(t, s), newCaller(t, s) // of which all callers are read again
+			for range 2 {
+				synchronize(t, s)
+				if c, err := s.FindCaller(t.Context(), caller.token.Hash()); err != nil || c.RevokedAt.IsZero() {
+					t.Errorf("a revoked caller comes back when another is made: %+v, %v", c, err)
+				}
+				if recognized(t, s, ended) {
+					t.Error("a token of a caller that had ended comes back when another is made")
+				}
+				if !recognized(t, s, another) {
+					t.Error("a new caller is not recognized")
+				}
+				another = newCaller(t, s)
+			}
+			endCallerToken(t, s, ended.id, time.Hour)
 			write(t, s, func(ctx context.Context, c *store.Change) error {
 				return errors.Join(
 					c.DisableKey(ctx, unseen.key.Organization.ID, unseen.key.ID, false),
@@ -134,6 +153,7 @@ func TestSynchronize_ADatabaseThatIsPutBackUnlearnsNothing(t *testing.T) {
 			})
 			synchronize(t, s)
 			for what, ok := range map[string]bool{
+				"a caller's token may end later again": recognized(t, s, ended),
 				"a new key is found":                   find(t, s, fresh.secret).Key != nil,
 				"a changed key is served again":        !find(t, s, unseen.secret).Key.Disabled,
 				"a changed organization is again":      !find(t, s, of.secret).Key.Organization.Suspended,
@@ -202,11 +222,34 @@ func newCaller(t *testing.T, s *store.Store) storedCaller {
 	out := storedCaller{authz.NewCallerID(time.Now()), authz.CallerTokens().Generate()}
 	write(t, s, func(ctx context.Context, c *store.Change) error {
 		return c.AddCaller(ctx, &authz.Caller{
-			ID: out.id, Name: "tickets", Environments: []authz.Environment{authz.EnvironmentLive},
+			ID: out.id, Name: "tickets " + out.id.String(), Environments: []authz.Environment{authz.EnvironmentLive},
 			Permissions: []authz.Permission{authz.PermissionCheck},
 		}, out.token)
 	})
 	return out
+}
+
+// endCallerToken has a caller's one token end so long from now.
+func endCallerToken(t *testing.T, s *store.Store, id authz.CallerID, within time.Duration) {
+	t.Helper()
+	manageWrite(t, s, func(ctx context.Context, w manage.Writer) error {
+		c, err := w.Caller(ctx, all(), id)
+		if err != nil {
+			return err
+		}
+		c.Tokens[0].ExpiresAt = w.Now().Add(within)
+		return w.EndCallerToken(ctx, all(), c, &c.Tokens[0])
+	})
+}
+
+// recognized tells whether a caller's token is accepted.
+func recognized(t *testing.T, s *store.Store, caller storedCaller) bool {
+	t.Helper()
+	_, err := authz.NewCallers(s, s.Clock()).Authenticate(t.Context(), caller.token.Reveal(), authz.PermissionCheck)
+	if err != nil && authz.KindOf(err) == authz.KindUnavailable {
+		t.Fatal(err)
+	}
+	return err == nil
 }
 
 func synchronize(t *testing.T, s *store.Store) {
