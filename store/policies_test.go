@@ -1,8 +1,10 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +102,43 @@ func TestPolicies_AnActivationReachesEveryReplica(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// Whatever keeps a policy from being read for a while, nothing tells of it a second time.
+func TestSync_APolicyThatCouldNotBeReadIsReadAgain(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	var told bytes.Buffer
+	here := storetest.Open(t, at, peppers)
+	there, err := store.Open(t.Context(), store.Options{
+		URL: storetest.Parse(t, at), Peppers: peppers, Logger: slog.New(slog.NewTextHandler(&told, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = there.Close() }()
+	first := activate(t, here, authz.PolicyActivation{Revision: someRevision("1"), By: "admin_x"}, []byte("archive"))
+	awaitPolicy(t, there, first.Revision)
+	there.StopFollowing()
+	second := activate(t, here, authz.PolicyActivation{Revision: someRevision("2"), By: "admin_x", SecurityFix: true}, []byte("fix"))
+	awaitPolicy(t, here, second.Revision)
+	storetest.Exec(t, at, `ALTER TABLE policies RENAME TO away`)
+	for range 3 {
+		synchronize(t, there)
+		if h := there.Health(); there.Policy().Activation.Revision != first.Revision || h.Revision < second.Change || !h.Degraded {
+			t.Fatalf("while it cannot be read: %+v, %+v", there.Policy().Activation, h)
+		}
+	}
+	if n := strings.Count(told.String(), "the policy that was activated cannot be read"); n != 1 {
+		t.Errorf("an operator is told %d times", n)
+	}
+	storetest.Exec(t, at, `ALTER TABLE away RENAME TO policies`)
+	synchronize(t, there)
+	if p := there.Policy(); p.Activation.Revision != second.Revision || string(p.Archive) != "fix" {
+		t.Errorf("%+v", p.Activation)
+	}
+	if h := there.Health(); h.Degraded {
+		t.Errorf("%+v", h)
 	}
 }
 

@@ -73,6 +73,9 @@ type Store struct {
 	// policy is which one is in force, policyChanged tells of another.
 	policy        atomic.Pointer[Policy]
 	policyChanged chan struct{}
+	// policyDue tells that it is to be read, guarded by syncing; policyUnread that it could not be.
+	policyDue    bool
+	policyUnread atomic.Bool
 	// shadow is which one is asked beside it, shadowChanged tells of another.
 	shadow        atomic.Pointer[PolicyShadow]
 	shadowChanged chan struct{}
@@ -349,7 +352,8 @@ type Health struct {
 	// Known is false when known keys cannot be decided either: never connected, or
 	// away for longer than the stale limit.
 	Known bool
-	// Degraded tells that Postgres has not answered lately.
+	// Degraded tells that Postgres has not answered lately, or that a policy that was activated
+	// cannot be read.
 	Degraded bool
 	// ContactAge is the time since Postgres last confirmed what is in memory; as long as
 	// it never has, since the store was opened.
@@ -376,7 +380,7 @@ type Health struct {
 func (s *Store) Health() Health {
 	degraded, _, lost := s.freshness()
 	h := Health{
-		Known: lost == nil, Degraded: degraded, Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
+		Known: lost == nil, Degraded: degraded || s.policyUnread.Load(), Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
 		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(),
 		// In this order: what is told is never more than what was counted.
 		StoredUsage: s.usage.stored.Load(), DroppedUsage: s.usage.dropped.Load(),

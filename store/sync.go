@@ -156,17 +156,10 @@ type tables struct{ callers, formats, policy, shadow bool }
 
 // readTables reads those of them that have changed.
 func (s *Store) readTables(ctx context.Context, changed tables) error {
-	s.shadowDue = s.shadowDue || changed.shadow
-	if changed.policy {
-		p, err := s.source.policy(ctx)
-		switch {
-		case isAway(err):
+	s.policyDue, s.shadowDue = s.policyDue || changed.policy, s.shadowDue || changed.shadow
+	if s.policyDue {
+		if err := s.readPolicy(ctx); err != nil {
 			return err
-		case err != nil:
-			// What cannot be read must not keep everything else from being applied.
-			s.log.Error("the policy that was activated cannot be read; what is in force stays", slog.Any("error", err))
-		default:
-			s.learnPolicy(p)
 		}
 	}
 	if changed.formats {
@@ -186,6 +179,26 @@ func (s *Store) readTables(ctx context.Context, changed tables) error {
 	}
 	if s.shadowDue {
 		s.readShadow(ctx)
+	}
+	return nil
+}
+
+// readPolicy returns an error of a Postgres that is away alone: a policy that cannot be read must
+// not keep everything else from being applied. It waits for the next poll, for nothing else tells
+// of it again; until then the replica is degraded.
+func (s *Store) readPolicy(ctx context.Context) error {
+	p, err := s.source.policy(ctx)
+	switch {
+	case isAway(err):
+		return err
+	case err != nil:
+		if !s.policyUnread.Swap(true) {
+			s.log.Error("the policy that was activated cannot be read yet; what is in force stays", slog.Any("error", err))
+		}
+	default:
+		s.policyDue = false
+		s.learnPolicy(p)
+		s.policyUnread.Store(false)
 	}
 	return nil
 }
