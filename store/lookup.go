@@ -55,6 +55,7 @@ type lookups struct {
 	// statements counts those sent.
 	statements atomic.Int64
 
+	// mu is taken before the cache's own, never while that one is held.
 	mu      sync.Mutex
 	waiting lookupQueue
 	flying  map[authz.Digest]*waiter
@@ -247,14 +248,14 @@ func (l *lookups) serve(batch []authz.Digest) (unknown []*waiter) {
 		}
 		var overtaken []authz.Digest
 		for _, d := range batch {
-			e, ok := l.cache.put(d, found[d])
+			w, ok := l.keep(d, found[d])
 			switch {
 			case !ok:
 				overtaken = append(overtaken, d)
-			case e.key == nil && e.bad == nil:
-				unknown = append(unknown, l.land(d, e, nil))
+			case w.entry.key == nil && w.entry.bad == nil:
+				unknown = append(unknown, w)
 			default:
-				close(l.land(d, e, nil).ready)
+				close(w.ready)
 			}
 		}
 		if batch = overtaken; len(batch) == 0 {
@@ -262,10 +263,24 @@ func (l *lookups) serve(batch []authz.Digest) (unknown []*waiter) {
 		}
 		err = authz.Unavailable("look up a key", errOvertaken)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, d := range batch {
 		close(l.land(d, nil, err).ready)
 	}
 	return unknown
+}
+
+// keep puts what was read into memory and takes the digest out of flight, as one step: whoever
+// asks in between, after a change was applied, would be given the record of before it.
+func (l *lookups) keep(d authz.Digest, e *cachedKey) (*waiter, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	served, ok := l.cache.put(d, e)
+	if !ok {
+		return nil, false
+	}
+	return l.land(d, served, nil), true
 }
 
 // tell answers those whose digests are unknown, a few at a time until the next statement is
@@ -289,12 +304,10 @@ func (l *lookups) read(batch []authz.Digest) (map[authz.Digest]*cachedKey, error
 }
 
 // land takes a digest out of flight: who asks from now on looks into memory first. What its
-// waiter is told is set, and told once its ready is closed.
+// waiter is told is set, and told once its ready is closed. l.mu is held.
 func (l *lookups) land(d authz.Digest, e *cachedKey, err error) *waiter {
-	l.mu.Lock()
 	w := l.flying[d]
 	delete(l.flying, d)
-	l.mu.Unlock()
 	w.entry, w.err = e, err
 	return w
 }

@@ -152,6 +152,47 @@ func TestLookups_WhatWasJustAnsweredIsNotReadAgain(t *testing.T) {
 	}
 }
 
+// A change is applied just when what was read before it is kept: whoever asks after that joins
+// nobody who is given the old record.
+func TestLookups_WhoAsksAfterAChangeIsNotGivenTheRecordOfBeforeIt(t *testing.T) {
+	read, revoked := make(chan struct{}, lookupAttempts), false
+	l, _ := newScriptedLookups(t, func(digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+		found := foundAll(digests)
+		if revoked {
+			for _, e := range found {
+				e.asOf, e.key.RevokedAt = 2, time.Now()
+			}
+		}
+		revoked = true // by whoever reads again
+		read <- struct{}{}
+		return found, nil
+	})
+	l.running = true // this test is who runs
+	d := digestOf(1)
+	if _, err := l.join(authz.CallerID{}, []authz.Digest{d}); err != nil {
+		t.Fatal(err)
+	}
+	batch := l.take()
+	l.mu.Lock() // so that what was read cannot be taken out of flight
+	go l.serve(batch)
+	<-read
+	for range 50 {
+		if l.cache.get(d) != nil {
+			break
+		}
+		<-time.After(time.Millisecond)
+	}
+	l.cache.apply(&changeSet{n: 2, keys: []changedKey{{digest: d, revision: 2}}})
+	late := l.flying[d] // what join has whoever asks now wait for
+	l.mu.Unlock()
+	if <-late.ready; late.err != nil {
+		t.Fatal(late.err)
+	}
+	if late.entry.key.RevokedAt.IsZero() {
+		t.Errorf("after revision 2 was applied: the record as of %d, not revoked", late.entry.asOf)
+	}
+}
+
 // While others are told that their keys are unknown, one at a time, keys that were found are
 // answered, and what has been created meanwhile is found.
 func TestLookups_UnknownKeysKeepNobodyWaiting(t *testing.T) {
