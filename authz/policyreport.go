@@ -95,7 +95,7 @@ type PolicyReport struct {
 	Coverage float64     `json:"coverage_percent"`
 	Gaps     []PolicyGap `json:"gaps,omitempty"`
 	// Against is the revision of the policy in force that it was measured by, "" for none;
-	// ActiveTests are those of that one's tests whose packages this one has not as they are.
+	// ActiveTests are all of that one's tests, unless this one has their files exactly as they are.
 	Against     string       `json:"against,omitempty"`
 	ActiveTests []PolicyTest `json:"active_tests,omitempty"`
 	// Accepted are those of them that fail and may.

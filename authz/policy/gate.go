@@ -113,11 +113,11 @@ func (t Trial) tryActive(ctx context.Context, p *parsed, r *authz.PolicyReport) 
 	if err != nil {
 		return fmt.Errorf("the policy in force cannot be read: %w", err)
 	}
-	changed := p.changedTests(active)
-	if len(changed) == 0 {
-		return nil // its own tests were these, and maybe others
+	packages := p.testsToRepeat(active)
+	if len(packages) == 0 {
+		return nil
 	}
-	if r.ActiveTests, err = p.activeTests(ctx, active, changed); err != nil {
+	if r.ActiveTests, err = p.activeTests(ctx, active, packages); err != nil {
 		return err
 	}
 	for _, result := range r.ActiveTests {

@@ -249,26 +249,29 @@ func brokenTests(module *ast.Module, why *ast.Error) []authz.PolicyTest {
 	return all
 }
 
-// changedTests are the packages of the active policy's tests that are not in the candidate
-// exactly as they are: a file more beside them is another package, too, and so is one in a
-// package above, whose rules can lead into it.
-func (p *parsed) changedTests(active *parsed) (changed []ast.Ref) {
+// testsToRepeat are the packages of the active policy's tests, all of them unless every file is
+// in the candidate exactly as it is: the tests of one package can hold by the helpers of another.
+// A file more in one of them counts, too, and so does one in a package above, whose rules can
+// lead into it.
+func (p *parsed) testsToRepeat(active *parsed) []ast.Ref {
+	var packages []ast.Ref
 	for name, m := range active.all {
-		if active.live[name] != nil || slices.ContainsFunc(changed, func(r ast.Ref) bool { return r.Equal(m.Package.Path) }) {
-			continue
-		}
-		if !maps.EqualFunc(p.testsOf(m.Package.Path), active.testsOf(m.Package.Path), bytes.Equal) {
-			changed = append(changed, m.Package.Path)
+		if active.live[name] == nil {
+			packages = append(packages, m.Package.Path)
 		}
 	}
-	return changed
+	if maps.EqualFunc(p.testsOf(packages), active.testsOf(packages), bytes.Equal) {
+		return nil // its own tests were these, and maybe others
+	}
+	return packages
 }
 
-// testsOf are the test files whose rules can be in a package, by path.
-func (p *parsed) testsOf(pkg ast.Ref) map[string][]byte {
+// testsOf are the test files whose rules can be in one of some packages, by path.
+func (p *parsed) testsOf(packages []ast.Ref) map[string][]byte {
 	files := map[string][]byte{}
 	for _, f := range p.source.files {
-		if m := p.all[f.path]; m != nil && p.live[f.path] == nil && pkg.HasPrefix(m.Package.Path) {
+		m := p.all[f.path]
+		if m != nil && p.live[f.path] == nil && slices.ContainsFunc(packages, func(pkg ast.Ref) bool { return pkg.HasPrefix(m.Package.Path) }) {
 			files[f.path] = f.content
 		}
 	}

@@ -1545,7 +1545,7 @@ type PolicyRefusal struct {
 type PolicyReport struct {
 	AcceptedTests []string `json:"accepted_tests"`
 
-	// ActiveTests Tests of the policy in force that this one has changed or lacks.
+	// ActiveTests All tests of the policy in force, unless this one has their files exactly as they are.
 	ActiveTests []PolicyTest `json:"active_tests"`
 
 	// Against The policy in force by which it was measured.
