@@ -199,8 +199,8 @@ func (p *parsed) ownTests(ctx context.Context) (results []authz.PolicyTest, perc
 
 // activeTests runs the active policy's tests of some packages, with nothing of the candidate's
 // tests, against the candidate's rules and data: a file beside them could make a helper of
-// theirs hold whatever it is asked. A test that does not even compile fails: what it spoke of
-// is gone.
+// theirs hold whatever it is asked. A test that does not even compile fails, and so does one
+// that needs something of such a file: what it spoke of is gone.
 func (p *parsed) activeTests(ctx context.Context, active *parsed, only []ast.Ref) ([]authz.PolicyTest, error) {
 	modules := maps.Clone(p.live)
 	for name, module := range active.all {
@@ -218,33 +218,78 @@ func (p *parsed) activeTests(ctx context.Context, active *parsed, only []ast.Ref
 		case !errors.As(err, &errs):
 			return nil, err
 		}
-		dropped := false
+		why := map[string]string{}
 		for _, e := range errs {
-			if e.Location == nil || active.all[e.Location.File] == nil || p.live[e.Location.File] != nil || modules[e.Location.File] == nil {
-				continue
+			if l := e.Location; l != nil && p.live[l.File] == nil && modules[l.File] != nil && why[l.File] == "" {
+				why[l.File] = "it does not compile any more: " + oneLine(e.Code+": "+e.Message)
 			}
-			broken = append(broken, brokenTests(modules[e.Location.File], e)...)
-			delete(modules, e.Location.File)
-			dropped = true
 		}
-		if !dropped {
+		if len(why) == 0 {
 			return nil, err // not the tests' fault
+		}
+		if err := p.addDependents(why, modules); err != nil {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(why)) {
+			broken = append(broken, brokenTests(modules[name], why[name])...)
+			delete(modules, name)
 		}
 	}
 }
 
-// brokenTests are all tests of a module that does not compile any more.
-func brokenTests(module *ast.Module, why *ast.Error) []authz.PolicyTest {
+// addDependents adds the files of tests that refer to rules of those that are left out. They
+// would compile without: such a reference is undefined then, and a `not` of it holds.
+func (p *parsed) addDependents(why map[string]string, modules map[string]*ast.Module) error {
+	caps, err := sandbox()
+	if err != nil {
+		return err
+	}
+	compiler := ast.NewCompiler().WithCapabilities(caps).SetErrorLimit(0)
+	compiler.Compile(copied(modules)) // it fails; names are resolved before anything else
+	names := slices.Sorted(maps.Keys(compiler.Modules))
+	for out := slices.Sorted(maps.Keys(why)); len(out) > 0; out = out[1:] {
+		for _, name := range names {
+			if p.live[name] == nil && why[name] == "" && refersTo(compiler.Modules[name], modules[out[0]]) {
+				why[name] = "it needs " + out[0] + ", which does not compile any more"
+				out = append(out, name)
+			}
+		}
+	}
+	return nil
+}
+
+// refersTo tells whether a module, whose names are resolved, can look at a rule of another.
+func refersTo(module, other *ast.Module) (refers bool) {
+	for _, rule := range module.Rules {
+		ast.WalkRefs(rule, func(ref ast.Ref) bool {
+			ground := ref.GroundPrefix()
+			refers = refers || ref.HasPrefix(ast.DefaultRootRef) && slices.ContainsFunc(other.Rules, func(r *ast.Rule) bool {
+				path := other.Package.Path.Extend(r.Head.Ref().GroundPrefix())
+				return path.HasPrefix(ground) || ground.HasPrefix(path)
+			})
+			return refers
+		})
+	}
+	return refers
+}
+
+// brokenTests are all tests of a module that is left out, named as the runner names them.
+func brokenTests(module *ast.Module, why string) []authz.PolicyTest {
 	var all []authz.PolicyTest
 	for _, rule := range module.Rules {
-		name := rule.Head.Ref()[0].String()
-		if !strings.HasPrefix(name, tester.TestPrefix) {
+		ref := rule.Head.Ref().GroundPrefix()
+		i := slices.IndexFunc(ref, isTestName)
+		if i < 0 {
 			continue
 		}
-		all = append(all, authz.PolicyTest{
-			Name: module.Package.Path.String() + "." + name, File: rule.Location.File, Line: rule.Location.Row, Outcome: authz.TestErrs,
-			Message: "it does not compile any more: " + oneLine(why.Code+": "+why.Message),
-		})
+		t := authz.PolicyTest{
+			Name: module.Package.Path.String() + "." + ref[:i+1].String(), File: rule.Location.File, Line: rule.Location.Row,
+			Outcome: authz.TestErrs, Message: why,
+		}
+		if strings.HasPrefix(nameOf(ref[i]), tester.SkipTestPrefix) {
+			t.Outcome, t.Message = authz.TestSkips, "" // nor would it be asked if it compiled
+		}
+		all = append(all, t)
 	}
 	return all
 }
