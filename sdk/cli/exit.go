@@ -123,7 +123,7 @@ func adviseOn(err error, at place) (int, string) {
 	case 403:
 		return ExitDenied, ""
 	case 404:
-		return ExitUnexpected, "compare the id with `keystile " + at.named + " list`: nothing has it, or nothing that this admin may see"
+		return ExitUnexpected, "compare the id with `keystile " + at.named + "`: nothing has it, or nothing that this admin may see"
 	case 409:
 		return ExitUnexpected, adviseOnConflict(refusal.Code, at)
 	case 412:
@@ -148,9 +148,9 @@ func adviseOnConflict(code string, at place) string {
 	case "unknown_plan":
 		return "choose one of the plans of `keystile scopes` with `keystile orgs update ORG --plan PLAN`"
 	case "external_id_taken":
-		return "see with `keystile " + at.group + " list --external-id ID` what has it, and give another --external-id"
+		return "see with `keystile " + at.list + " --external-id ID` what has it, and give another --external-id"
 	case "name_taken":
-		return "see with `keystile " + at.group + " list` what has it, and give another --name"
+		return "see with `keystile " + at.list + "` what has it, and give another --name"
 	case "last_platform_admin":
 		return "make another one with `keystile admins create --role platform_admin`, and repeat"
 	case "nothing_to_apply":
@@ -168,12 +168,12 @@ func adviseOnConflict(code string, at place) string {
 	case "too_many_formats":
 		return "import under a format that is known already; see with `keystile audit-log list` which imports there were"
 	}
-	return "see with `keystile " + at.group + " list` what stands in the way, change that, and repeat"
+	return "see with `keystile " + at.list + "` what stands in the way, change that, and repeat"
 }
 
 func adviseOnSilence(silence *admin.TransportError, at place) (int, string) {
 	var dial *net.OpError
-	done := "what was asked for may have been done: see with `keystile " + at.group + " list`"
+	done := "what was asked for may have been done: see with `keystile " + at.list + "`"
 	switch {
 	case errors.Is(silence, admin.ErrAnswerTooLong) && at.limited:
 		return ExitUnexpected, "ask for fewer at once with --limit, and go on with --cursor"

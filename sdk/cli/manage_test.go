@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -69,6 +70,43 @@ func TestManage_AConflictIsToldWithWhatEndsIt(t *testing.T) {
 		if text := errorText(o.err); o.code != cli.ExitUnexpected || !strings.Contains(text, says) || strings.Contains(text, "stands in the way") {
 			t.Errorf("%s: exit %d, %q; want advice that says %q", code, o.code, text, says)
 		}
+	}
+}
+
+func TestManage_AdviceNamesCommandsThatThereAre(t *testing.T) {
+	named := regexp.MustCompile("`keystile ([^`]*)`")
+	for says, args := range map[string][]string{
+		"orgs list":      {"orgs", "suspend", orgID},
+		"keys list":      {"keys", "revoke", keyID},
+		"callers list":   {"callers", "delete", callerID},
+		"admins list":    {"admins", "delete", adminID},
+		"audit-log list": {"audit-log", "list"},
+		"scopes":         {"scopes"},
+		"replicas":       {"replicas"},
+		"policy history": {"policy", "rollback"},
+	} {
+		for _, status := range []int{404, 409, 502} {
+			d := newDesk(t)
+			if status == 502 {
+				d.mux.HandleFunc("/", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+			} else {
+				d.refuse("/", status, "made_up_later")
+			}
+			o := d.run(t, args...)
+			advice := named.FindAllStringSubmatch(errorText(o.err), -1)
+			if len(advice) != 1 || advice[0][1] != says {
+				t.Errorf("%v, %d: %v; want advice that names %q", args, status, o.err, says)
+				continue
+			}
+			if o = d.run(t, strings.Fields(advice[0][1])...); o.code == cli.ExitUsage {
+				t.Errorf("%v, %d: what is advised is no command: %v", args, status, o.err)
+			}
+		}
+	}
+	d := newDesk(t)
+	d.refuse("/", 404, "not_found")
+	if o := d.run(t, "usage", keyID); !strings.Contains(errorText(o.err), "`keystile keys list`") {
+		t.Errorf("usage of a key that is not there: %v", o.err)
 	}
 }
 

@@ -96,9 +96,11 @@ func (c Config) connected(cmd *cobra.Command, s *session, do work) *cobra.Comman
 
 // place is where a person can look when a command fails.
 type place struct {
-	// group is the command's, such as keys, and named the one that lists the id
-	// that was given.
-	group, named string
+	// group is the command's, such as keys.
+	group string
+	// list is the command that lists what the group is about, such as `keys list`, and
+	// named the one that lists the id that was given.
+	list, named string
 	// limited tells that the command takes --limit.
 	limited bool
 }
@@ -108,14 +110,25 @@ func placeOf(cmd *cobra.Command) place {
 	for top.HasParent() && top.Parent().HasParent() {
 		top = top.Parent()
 	}
-	at := place{group: top.Name(), named: top.Name(), limited: cmd.Flags().Lookup("limit") != nil}
-	if top.Name() == "audit" { // what it is about is keys
-		at.group, at.named = "keys", "keys"
+	list := listOf(top)
+	at := place{group: top.Name(), list: list, named: list, limited: cmd.Flags().Lookup("limit") != nil}
+	if top.Name() == "audit" || top.Name() == "usage" { // what they are about is keys
+		at.group, at.list, at.named = "keys", "keys list", "keys list"
 	}
 	if org := cmd.Flags().Lookup("org"); org != nil && org.Changed {
-		at.named = "orgs"
+		at.named = "orgs list"
 	}
 	return at
+}
+
+// listOf is the command that lists what a group is about: its own when it has no others.
+func listOf(group *cobra.Command) string {
+	for _, cmd := range group.Commands() {
+		if name := cmd.Name(); name == "list" || name == "history" {
+			return group.Name() + " " + name
+		}
+	}
+	return group.Name()
 }
 
 // options are those of the flags that every change has.
