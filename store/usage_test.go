@@ -265,6 +265,24 @@ func TestUsage_NothingIsLostWhilePostgresIsAway(t *testing.T) {
 	}
 }
 
+func TestUsage_WhatAnEndInAnOutageLosesIsCounted(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	c, now := newCounter(s, 5), time.Now()
+	db := sqlx.MustConnect("postgres", at)
+	defer func() { _ = db.Close() }()
+	db.MustExec(`ALTER TABLE usage_batches RENAME TO usage_batches_away`)
+	for i := range 40 {
+		c.count(t, i%5, "/api/v1/tickets/{id}", "/api/v1/tickets/1", now)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if h := s.Health(); h.CountedUsage != 40 || h.StoredUsage != 0 || h.DroppedUsage != 40 {
+		t.Errorf("%+v", h)
+	}
+}
+
 // An hour that is over gives its room to the next.
 func TestUsage_AnHourThatIsOverTakesNoRoom(t *testing.T) {
 	s := storetest.Open(t, storetest.Migrated(t), storetest.Peppers(t, "p1"))

@@ -41,7 +41,9 @@ func (s *Store) recordUsage(ctx context.Context) {
 		s.log.Warn("usage cannot be written; it waits", slog.Any("error", err))
 	}, func(ctx context.Context) {
 		flushLast(ctx, lastUsageLimit, s.flushUsage, func(err error) {
-			s.log.Warn("the last usage could not be written", slog.Any("error", err))
+			lost := s.usage.counted() - s.usage.stored.Load() - s.usage.dropped.Load()
+			s.usage.dropped.Add(lost)
+			s.log.Error("the last usage could not be written; it is lost", slog.Int64("decisions", lost), slog.Any("error", err))
 		})
 	})
 }

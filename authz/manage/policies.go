@@ -163,12 +163,13 @@ func (s *Service) ActivatePolicy(ctx context.Context, r Request, in PolicyInput)
 	if err != nil {
 		return nil, err
 	}
-	if in.Revision != "" && fixedSince(now.history, in.Revision) {
-		return nil, errPastSecurityFix("roll back to it with past_security_fix if that is meant")
-	}
 	report, archive, err := s.tryPolicy(ctx, r, in, now)
 	if err != nil {
 		return nil, err
+	}
+	// The same files are the same policy, whether they are sent again or named.
+	if takesBackFix(now.history, report.Revision, s.policies.BuiltIn()) {
+		return nil, errPastSecurityFix("roll back to it with past_security_fix if that is meant")
 	}
 	if !report.Passed() {
 		return nil, refused(report)
@@ -286,17 +287,29 @@ func (s *Service) policyNow(ctx context.Context, r Request, most int) (now polic
 	return now, err
 }
 
-// fixedSince tells whether a security fix came into force after a policy last was.
-func fixedSince(history []authz.PolicyActivation, revision string) bool {
-	for _, a := range history {
-		if a.Revision == revision {
-			return false
+// takesBackFix tells whether a policy was in force, and a security fix came into force since.
+func takesBackFix(history []authz.PolicyActivation, revision, builtIn string) bool {
+	fixed := false
+	for _, a := range withMarks(history) {
+		if a.Revision == revision || a.Revision == "" && revision == builtIn {
+			return fixed
 		}
-		if a.SecurityFix {
-			return true
-		}
+		fixed = fixed || a.SecurityFix
 	}
-	return false
+	return fixed && revision == builtIn // which was in force at first
+}
+
+// withMarks has a policy that was marked once as a security fix be one each time.
+func withMarks(history []authz.PolicyActivation) []authz.PolicyActivation {
+	marked := map[string]bool{}
+	for _, a := range history {
+		marked[a.Revision] = marked[a.Revision] || a.SecurityFix
+	}
+	all := slices.Clone(history)
+	for i := range all {
+		all[i].SecurityFix = marked[all[i].Revision]
+	}
+	return all
 }
 
 // stepBack finds what to go back to, "" for the built-in policy. Going back twice goes
@@ -304,7 +317,7 @@ func fixedSince(history []authz.PolicyActivation, revision string) bool {
 func stepBack(history []authz.PolicyActivation, builtIn string, in PolicyRollback) (string, error) {
 	// What was in force, one on the other; a roll-back takes off what it took back.
 	stack := []authz.PolicyActivation{{}} // at first the built-in one
-	for _, a := range slices.Backward(history) {
+	for _, a := range slices.Backward(withMarks(history)) {
 		if a.RolledBack {
 			if i := lastOf(stack, a.Revision); i >= 0 {
 				stack = stack[:i+1]

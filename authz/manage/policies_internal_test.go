@@ -48,6 +48,7 @@ func TestStepBack_GoesFurtherBackEachTimeAndNeverPastASecurityFix(t *testing.T) 
 		"to the one that is in force":   {history("a", "b"), PolicyRollback{Revision: "b"}, "", "not_found"},
 		"past a security fix":           {history("a", "b!"), PolicyRollback{}, "", "past_security_fix"},
 		"past one further down":         {history("a", "b!", "c"), PolicyRollback{Revision: "a"}, "", "past_security_fix"},
+		"past one that came again":      {history("a", "b!", "<a", "b"), PolicyRollback{}, "", "past_security_fix"},
 		"to a security fix":             {history("a", "b!", "c"), PolicyRollback{}, "b", ""},
 		"past a security fix, and told": {history("a", "b!"), PolicyRollback{PastSecurityFix: true}, "a", ""},
 	} {
@@ -59,6 +60,30 @@ func TestStepBack_GoesFurtherBackEachTimeAndNeverPastASecurityFix(t *testing.T) 
 		}
 		if got != c.want || code != c.refused {
 			t.Errorf("%s: %q, %q; wanted %q, %q", name, got, code, c.want, c.refused)
+		}
+	}
+}
+
+func TestActivatePolicy_WhatASecurityFixReplacedComesBackByNoOtherDoor(t *testing.T) {
+	for name, c := range map[string]struct {
+		history  []authz.PolicyActivation
+		revision string
+		want     bool
+	}{
+		"the one before the fix":            {history("a", "b!"), "a", true},
+		"one before the one before":         {history("a", "b!", "c"), "a", true},
+		"the fix that came again":           {history("a", "b!", "<a", "b"), "a", true},
+		"the built-in one, at first":        {history("b!"), "built", true},
+		"the built-in one, gone back to":    {history("b!", "<-", "c"), "built", false},
+		"the fix itself":                    {history("a", "b!", "c"), "b", false},
+		"what is in force":                  {history("a", "b!"), "b", false},
+		"what never was in force":           {history("a", "b!"), "c", false},
+		"one that came after the fix":       {history("a", "b!", "c", "d"), "c", false},
+		"the one before, when nobody fixed": {history("a", "b"), "a", false},
+		"the built-in one, without a fix":   {history("a"), "built", false},
+	} {
+		if got := takesBackFix(c.history, c.revision, "built"); got != c.want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
 }
