@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,20 +30,9 @@ Exit: 0 it compiles, 3 it does not.`,
 		if !ok || output == "junit" { // which is for tests
 			return usageError(fmt.Errorf("--output is %q; accepted: table, json, sarif", output))
 		}
-		dir := "."
-		if len(args) == 1 {
-			dir = args[0]
-		}
-		var report *authz.PolicyReport
-		source, err := readDirectory(cmd.Context(), dir)
-		switch {
-		case err != nil:
-			report = policy.Unreadable(err)
-		default:
-			report, err = compileAlone(cmd, source)
-			if err != nil {
-				return err
-			}
+		report, err := compileAlone(cmd.Context(), directoryOf(args))
+		if err != nil {
+			return err
 		}
 		if err := write(cmd.OutOrStdout(), report); err != nil {
 			return fmt.Errorf("print: %w", err)
@@ -58,13 +48,17 @@ Exit: 0 it compiles, 3 it does not.`,
 	return cmd
 }
 
-// compileAlone compiles a policy in a process of its own.
-func compileAlone(cmd *cobra.Command, source *policy.Source) (*authz.PolicyReport, error) {
+// compileAlone compiles a folder's policy in a process of its own.
+func compileAlone(ctx context.Context, dir string) (*authz.PolicyReport, error) {
+	source, err := readDirectory(ctx, dir)
+	if err != nil {
+		return policy.Unreadable(err), nil
+	}
 	gate, err := newGate()
 	if err != nil {
 		return nil, err
 	}
-	err = gate.Loads(cmd.Context(), source)
+	err = gate.Loads(ctx, source)
 	var refused *authz.PolicyRefusedError
 	switch {
 	case errors.As(err, &refused):

@@ -53,11 +53,7 @@ Exit: 0 it passes, 3 it does not compile, 4 it does not pass.`,
 		if floor <= 0 || floor > 100 {
 			return usageError(errors.New("--coverage-floor must be above 0 and at most 100"))
 		}
-		dir := "."
-		if len(args) == 1 {
-			dir = args[0]
-		}
-		report, err := tryDirectory(cmd.Context(), dir, against, accepted, floor)
+		report, err := tryDirectory(cmd.Context(), directoryOf(args), against, accepted, floor)
 		if err != nil {
 			return err
 		}
@@ -67,6 +63,14 @@ Exit: 0 it passes, 3 it does not compile, 4 it does not pass.`,
 		return exitOfReport(report)
 	}
 	return cmd
+}
+
+// directoryOf is the folder that is named, or here.
+func directoryOf(args []string) string {
+	if len(args) == 1 {
+		return args[0]
+	}
+	return "."
 }
 
 // tryDirectory tries a folder's policy in a process of its own.

@@ -7,9 +7,9 @@ import (
 )
 
 // Overreach says why nobody may be allowed this, whatever policy says: nil for a denial, and for
-// an allow that keeps what no policy may give away. It is asked about every allow. What is
-// tried before a policy is in force asks some thousand questions, and a policy could allow too much
-// where none of them is: of one organization, at one time of the day.
+// an allow that keeps what no policy may give away. It is asked about every allow: a policy is
+// tried with some thousand questions before it is in force, and could allow too much where none of
+// them is, such as for keys with some metadata, or while Postgres does not answer.
 //
 // An allow requires scopes, and the key has them all; the caller serves the key's environment,
 // which is the one asked for; a resource is of no other organization; a key that is fenced by
