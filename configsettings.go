@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -124,7 +125,11 @@ func settings() []setting {
 			parse: parseDuration(origin.MinBundlePoll, origin.MaxBundlePoll, func(c *Config) *time.Duration { return &c.PolicyBundlePoll }),
 		},
 		{
-			name: "state_dir", form: "folder for what a restart needs (the last good bundle); empty: $STATE_DIRECTORY, or keystile in $XDG_STATE_HOME, ~/.local/state or /var/lib",
+			name: "policy_bundle_min_version", form: "whole number: no bundle of a lower version is taken, also where none was kept", fallback: "1",
+			parse: parseBundleVersion,
+		},
+		{
+			name: "state_dir", form: "folder for what a restart needs (the last good policy); empty: $STATE_DIRECTORY, or keystile in $XDG_STATE_HOME, ~/.local/state or /var/lib",
 			parse: parseText(func(c *Config) *string { return &c.StateDir }),
 		},
 		{
@@ -264,6 +269,15 @@ func parseBundleURL(c *Config, v string) error {
 	return nil
 }
 
+func parseBundleVersion(c *Config, v string) error {
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 1 {
+		return errors.New("is no whole number from 1 on")
+	}
+	c.PolicyBundleMinVersion = n
+	return nil
+}
+
 func parseDuration(least, most time.Duration, field func(*Config) *time.Duration) func(*Config, string) error {
 	return func(c *Config, v string) error {
 		d, err := time.ParseDuration(v)
@@ -373,6 +387,7 @@ type Config struct {
 	PolicyBundleURL              *url.URL
 	PolicyBundleKeys             bundle.Keys
 	PolicyBundlePoll             time.Duration
+	PolicyBundleMinVersion       int64
 	StateDir                     string
 	OnLimiterOutage              authz.LimiterMode
 	StaleMax                     time.Duration

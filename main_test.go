@@ -130,6 +130,7 @@ func testEnvironment(t testing.TB) map[string]string {
 		"KEYSTILE_PEPPERS":      authz.NewPepper("test"),
 		"KEYSTILE_LISTEN":       "127.0.0.1:0",
 		"KEYSTILE_OPS_LISTEN":   "127.0.0.1:0",
+		"KEYSTILE_STATE_DIR":    t.TempDir(),
 	}
 }
 

@@ -249,6 +249,14 @@ func TestE2E_AnEditOfThePolicyDirectoryIsInForceOrRefused(t *testing.T) {
 	if *gone.Revision != *taken.Revision || *gone.Refused.Problems[0].Test != "data.keystile.rules.closed_test.test_closed" {
 		t.Errorf("%+v", gone.Refused)
 	}
+	// Nor does it go when a service is started anew.
+	anew := must(startService(context.WithoutCancel(t.Context()), m.cfg, newLogger(m.cfg, m.log)))
+	if state := anew.policy.keeper.State(); state.Revision != *taken.Revision || state.Refused == nil {
+		t.Errorf("started anew, what was refused is in force: %+v", state)
+	}
+	if err := anew.close(); err != nil {
+		t.Error(err)
+	}
 	put(map[string]string{".accept-removed-tests": "data.keystile.rules.closed_test.*\n"})
 	await("when it is said, it goes", func(p *admin.Policy) bool { return *p.Revision == *first.Revision && p.Refused == nil })
 

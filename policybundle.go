@@ -22,7 +22,7 @@ import (
 func newPolicyBundle(cfg Config, log *slog.Logger) (*origin.Bundle, error) {
 	return origin.NewBundle(origin.BundleOptions{ //nolint:wrapcheck // it says what it was doing
 		URL: cfg.PolicyBundleURL, Keys: cfg.PolicyBundleKeys, StateDir: stateDir(cfg), Poll: cfg.PolicyBundlePoll,
-		Plaintext: cfg.InsecurePlaintext, Logger: log,
+		MinVersion: cfg.PolicyBundleMinVersion, Plaintext: cfg.InsecurePlaintext, Logger: log,
 	})
 }
 

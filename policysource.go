@@ -26,6 +26,9 @@ type policySource struct {
 	// directory and bundle are nil where the policy comes from elsewhere.
 	directory *origin.Directory
 	bundle    *origin.Bundle
+	// kept is the directory's last good policy, unkept tells that it could not be kept the last time.
+	kept      *origin.Kept
+	unkept    bool
 	log       *slog.Logger
 	following sync.WaitGroup
 	stop      context.CancelFunc
@@ -48,8 +51,8 @@ func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policy
 	switch {
 	case cfg.PolicyDir != "":
 		keeper.Origin, p.directory = authz.OriginDirectory, origin.NewDirectory(cfg.PolicyDir)
-		p.keeper = policy.NewKeeper(keeper)
-		err = p.offer(ctx, p.directory.Begin(ctx))
+		p.keeper, p.kept = policy.NewKeeper(keeper), p.directory.Keep(stateDir(cfg))
+		err = p.beginDirectory(ctx)
 	case cfg.PolicyBundleURL != nil:
 		if p.bundle, err = newPolicyBundle(cfg, log); err != nil {
 			break
@@ -65,6 +68,36 @@ func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policy
 		return nil, configError(fmt.Errorf("policies: %w", err))
 	}
 	return p, nil
+}
+
+// beginDirectory measures a directory's policy by the last good one, as the service that ran
+// before would have: to start it again puts nothing in force that it refused. What is refused
+// ends the start only where there is no such policy.
+func (p *policySource) beginDirectory(ctx context.Context) error {
+	last, err := p.kept.Load()
+	switch {
+	case err != nil:
+		p.log.Warn("the policy is measured by itself alone", slog.Any("error", err))
+	case last != nil:
+		_ = p.tellUntried(p.keeper.Offer(ctx, policy.Offer{Source: last, Origin: p.keeper.Origin()}))
+	}
+	err = p.offer(ctx, p.directory.Begin(ctx))
+	var refused *authz.PolicyRefusedError
+	if errors.As(err, &refused) && p.keeper.Active() != nil {
+		p.log.Error("the last good policy of the directory is in force, not what is there now; mend that, or remove the file to begin anew",
+			slog.String("file", p.kept.Path()))
+		return nil
+	}
+	return err
+}
+
+// keep keeps the policy in force of a directory, and tells once when that is not possible.
+func (p *policySource) keep() {
+	err := p.kept.Store(p.keeper.Active())
+	if err != nil && !p.unkept {
+		p.log.Warn("a start would measure the directory's policy by itself alone; KEYSTILE_STATE_DIR names the folder", slog.Any("error", err))
+	}
+	p.unkept = err != nil
 }
 
 // builtInPolicy is the one that this program is built with.
@@ -97,7 +130,11 @@ func (p *policySource) offer(ctx context.Context, v origin.Version) error {
 	if v.Err != nil {
 		return p.keeper.Refuse(v.Revision(), from, v.Err) //nolint:wrapcheck // it says file and line
 	}
-	return p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved}) //nolint:wrapcheck // it says file and line
+	err := p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved})
+	if err == nil && p.kept != nil {
+		p.keep()
+	}
+	return err //nolint:wrapcheck // it says file and line
 }
 
 // offerBundle is offer for who tells nobody what could not be tried.

@@ -473,6 +473,20 @@ func TestE2E_APolicyDirectoryIsServedOrRefusedWithItsReason(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "keystile", "check", "broken.rego"), []byte("package keystile.check\n\nallow if {\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The last good policy of the directory was kept.
+	s, err = start()
+	if err != nil {
+		t.Fatalf("a broken policy, where a good one was in force before: %v", err)
+	}
+	a, _ = postCheck(t, testClient(), s.url, tenant.token, tenant.key.Reveal())
+	state := s.policy.keeper.State()
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	if !a.Allow || a.Headers["X-RateLimit-Limit"] != "7" || state.Refused == nil || !strings.Contains(state.Refused.Problems[0].File, "broken.rego") {
+		t.Errorf("%+v by %+v", a, state)
+	}
+	env["KEYSTILE_STATE_DIR"] = t.TempDir()
 	if s, err := start(); err == nil || exitCode(err) != exitInvalid || !strings.Contains(err.Error(), "broken.rego:") {
 		t.Errorf("a broken policy: %v", err)
 		if s != nil {

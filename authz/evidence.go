@@ -21,6 +21,9 @@ type Evidence struct {
 	// ScopesSince is when a scope was last given to the key; zero when it has those that it was
 	// made with, or fewer.
 	ScopesSince time.Time `json:"scopes_since,omitzero"`
+	// UsableSince is when the key could be used again that was disabled or expired, or whose
+	// organization was suspended; zero when it never was.
+	UsableSince time.Time `json:"usable_since,omitzero"`
 	// ExpiresAt is the earlier end of the key and of its newest secret; zero for never.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 	// RevokedAt is zero while the key is not revoked.
@@ -107,13 +110,14 @@ type Window struct {
 const day = 24 * time.Hour
 
 // CoveredSince is from when on the window tells about the key: not before counting began, not
-// before there was a key, and not before it had its scopes: what was given yesterday is not unused.
+// before there was a key that could be used, and not before it had its scopes: what was given
+// yesterday is not unused.
 func (e *Evidence) CoveredSince() time.Time {
 	since := e.Window.Since
 	if e.Window.RecordedSince.IsZero() {
 		return e.Window.Until
 	}
-	for _, at := range []time.Time{e.Window.RecordedSince, e.CreatedAt, e.ScopesSince} {
+	for _, at := range []time.Time{e.Window.RecordedSince, e.CreatedAt, e.ScopesSince, e.UsableSince} {
 		if at.After(since) {
 			since = at
 		}

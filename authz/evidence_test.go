@@ -12,18 +12,19 @@ func TestEvidence_CoversWhatWasAskedCountedAndThere(t *testing.T) {
 	until := time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
 	ago := func(days int) time.Time { return until.AddDate(0, 0, -days) }
 	for name, tt := range map[string]struct {
-		since, recorded, created time.Time
-		want                     int
+		since, recorded, created, usable time.Time
+		want                             int
 	}{
-		"all of it":             {ago(92), ago(200), ago(300), 92},
-		"since counting began":  {ago(92), ago(20), ago(300), 20},
-		"since there is a key":  {ago(92), ago(200), ago(10), 10},
-		"whole days alone":      {ago(92), ago(200), ago(10).Add(time.Second), 9},
-		"nothing was counted":   {ago(92), time.Time{}, ago(300), 0},
-		"counting begins later": {ago(92), ago(-5), ago(300), 0},
-		"a key of later":        {ago(92), ago(200), ago(-1), 0},
+		"all of it":             {ago(92), ago(200), ago(300), time.Time{}, 92},
+		"since counting began":  {ago(92), ago(20), ago(300), ago(40), 20},
+		"since there is a key":  {ago(92), ago(200), ago(10), time.Time{}, 10},
+		"whole days alone":      {ago(92), ago(200), ago(10).Add(time.Second), time.Time{}, 9},
+		"nothing was counted":   {ago(92), time.Time{}, ago(300), time.Time{}, 0},
+		"counting begins later": {ago(92), ago(-5), ago(300), time.Time{}, 0},
+		"a key of later":        {ago(92), ago(200), ago(-1), time.Time{}, 0},
+		"since it can be used":  {ago(92), ago(200), ago(300), ago(7), 7},
 	} {
-		e := authz.Evidence{CreatedAt: tt.created, Window: authz.Window{Since: tt.since, Until: until, RecordedSince: tt.recorded}}
+		e := authz.Evidence{CreatedAt: tt.created, UsableSince: tt.usable, Window: authz.Window{Since: tt.since, Until: until, RecordedSince: tt.recorded}}
 		if got := e.CoveredDays(); got != tt.want {
 			t.Errorf("%s: %d days, not %d", name, got, tt.want)
 		}

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -64,7 +65,8 @@ type Organization struct {
 
 // Key is what a customer's integration presents: an identity that never changes,
 // with one secret, two while rotating. A read Key is immutable and shared by all
-// who ask; only its two memos are ever set. It must not be copied.
+// who ask; only its two memos are ever set. It must not be
+// copied but by Copy.
 type Key struct {
 	ID           KeyID
 	Organization *Organization
@@ -100,6 +102,15 @@ type Key struct {
 	Refusals atomic.Value
 }
 
+// Copy is the same record for who changes it: without memos, and with scopes of its own.
+func (k *Key) Copy() *Key {
+	return &Key{
+		ID: k.ID, Organization: k.Organization, ExternalID: k.ExternalID, Name: k.Name, Environment: k.Environment,
+		Scopes: slices.Clone(k.Scopes), CreatedAt: k.CreatedAt, RevokedAt: k.RevokedAt, ExpiresAt: k.ExpiresAt, Disabled: k.Disabled,
+		Restricted: k.Restricted, AllowedCIDRs: k.AllowedCIDRs, RateLimit: k.RateLimit, Metadata: k.Metadata, Revision: k.Revision,
+	}
+}
+
 // KeySecret is one of a key's secrets, as far as it is known: never the secret itself.
 // Like its Key it is shared by all who ask, and must not be copied.
 type KeySecret struct {
@@ -125,7 +136,8 @@ type Caller struct {
 	// Disabled refuses the caller's tokens.
 	Disabled  bool
 	RevokedAt time.Time
-	// TokenExpiresAt and TokenRevokedAt are those of the token that was presented.
+	// TokenID, TokenExpiresAt and TokenRevokedAt are those of the token that was presented.
+	TokenID        SecretID
 	TokenExpiresAt time.Time
 	TokenRevokedAt time.Time
 	Revision       int64

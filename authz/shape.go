@@ -211,7 +211,8 @@ func (s Shape) relativeTo(k *Key) uint64 {
 			}
 		}
 	}
-	if s.ResourceOrganization == OwnerByExternalID && k.Organization != nil {
+	// Another's is another's only as long as this organization does not take it for its own name.
+	if (s.ResourceOrganization == OwnerByExternalID || s.ResourceOrganization == OwnerOther) && k.Organization != nil {
 		mix(0)
 		for i := range len(k.Organization.ExternalID) {
 			mix(k.Organization.ExternalID[i])

@@ -31,7 +31,7 @@ func TestShape_KeepsNothingThatTellsOneRequestFromTheNext(t *testing.T) {
 		"no route": {
 			ask("PROPFIND", "/api/v1/users/alice@example.com/7", "", "", authz.Resource{Organization: "other"}, ""),
 			ask("REPORT", "/api/v1/users/Bob/4f9a0c", "", "", authz.Resource{Organization: "another"}, ""),
-			authz.Shape{Method: "_", Path: "/api/v1/users/_/_", ResourceOrganization: authz.OwnerOther},
+			authz.Shape{Method: "_", Path: "/api/v1/users/_/_", ResourceOrganization: authz.OwnerOther, Relative: 6699337357114001483},
 			"/api/v1/users/_/_",
 		},
 		"no action": {
@@ -94,6 +94,12 @@ func TestShape_ItsQuestionHasTheSameShape(t *testing.T) {
 				}
 			}
 		}
+	}
+	// What was another's name may be this organization's by now.
+	others := authz.ShapeOf(k, &authz.Check{Resource: authz.Resource{Organization: "acme-2"}}, &authz.Verdict{})
+	renamed := &authz.Key{ID: k.ID, Organization: &authz.Organization{ID: k.Organization.ID, ExternalID: "acme-2"}, AllowedCIDRs: k.AllowedCIDRs}
+	if _, faithful := others.Check(renamed, nil); faithful {
+		t.Error("a resource of another is one of another still, though the organization has a name of its own now")
 	}
 	for _, shape := range []authz.Shape{authz.CollapsedShape(), {}} {
 		if c, _ := shape.Check(k, nil); c != nil {

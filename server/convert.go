@@ -127,7 +127,7 @@ func toEffective(e *manage.Effective) *api.Effective {
 	return &api.Effective{
 		Replicas: e.Replicas, Acknowledged: e.Acknowledged, WithinMs: int(e.Within.Milliseconds()),
 		Silent: each(e.Silent, func(s manage.SilentReplica) api.SilentReplica {
-			return api.SilentReplica{Replica: s.Replica, ServesUntil: s.ServesUntil.UTC()}
+			return api.SilentReplica{Replica: s.Replica, ServesUntil: optionalTime(s.ServesUntil)}
 		}),
 	}
 }

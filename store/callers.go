@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -13,8 +12,9 @@ import (
 	"github.com/supportstation/keystile/authz/manage"
 )
 
-// maxCallers bounds the tokens of callers, which every replica holds whole.
-const maxCallers = 10_000
+// maxEndedTokens bounds the tokens that have ended which a replica holds beside all that work:
+// an older one is unknown, which is refused as well.
+const maxEndedTokens = 10_000
 
 // callersSQL reads callers. They belong to nobody, so that only Everyone sees any.
 const callersSQL = `
@@ -116,6 +116,15 @@ func (c *Change) EndCallerToken(ctx context.Context, t manage.Tenant, caller *ma
 	return c.endToken(ctx, t, ofCallers, caller.ID, token)
 }
 
+// CountCallerTokens implements manage.Reader.
+func (r *reads) CountCallerTokens(ctx context.Context, t manage.Tenant) (n int, err error) {
+	err = r.tx.GetContext(ctx, &n, `
+		SELECT count(*) FROM caller_tokens t JOIN callers c ON c.id = t.caller_id
+		WHERE $1::boolean AND c.revoked_at IS NULL AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2)`,
+		t.Everyone(), r.now)
+	return n, translate("count the callers' tokens", err)
+}
+
 // AddCaller stores a new caller with one token.
 func (c *Change) AddCaller(ctx context.Context, caller *authz.Caller, token authz.Secret) error {
 	var disabledAt any
@@ -146,14 +155,17 @@ func (t callerTable) mergeOlder(known *callerTable) {
 	if known == nil {
 		return
 	}
+	// By id: the digests of the same tokens change with the pepper.
 	revoked := make(map[authz.CallerID]time.Time)
+	tokens := make(map[authz.SecretID]*authz.Caller, len(*known))
 	for _, was := range *known {
+		tokens[was.TokenID] = was
 		if !was.RevokedAt.IsZero() {
-			revoked[was.ID] = was.RevokedAt // whatever digest its tokens have by now
+			revoked[was.ID] = was.RevokedAt
 		}
 	}
-	for d, is := range t {
-		if was := (*known)[d]; was != nil {
+	for _, is := range t {
+		if was := tokens[is.TokenID]; was != nil {
 			if is.TokenRevokedAt.IsZero() {
 				is.TokenRevokedAt = was.TokenRevokedAt
 			}
@@ -174,12 +186,14 @@ func (t callerTable) mergeOlder(known *callerTable) {
 }
 
 // readCallers reads them all: callers are backend services, and few. So an unknown
-// token costs no statement, and none can be made to.
+// token costs no statement, and none can be made to. Of more tokens that work than there
+// may be, which management refuses to make, the newest are unknown.
 func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
 	var rows []struct {
 		Digest         []byte         `db:"digest"`
 		TokenExpiresAt sql.NullTime   `db:"token_expires_at"`
 		TokenRevokedAt sql.NullTime   `db:"token_revoked_at"`
+		TokenID        authz.SecretID `db:"token_id"`
 		ID             authz.CallerID `db:"id"`
 		Name           sql.NullString `db:"name"`
 		Environments   textArray      `db:"environments"`
@@ -189,18 +203,22 @@ func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
 		Revision       sql.NullInt64  `db:"revision"`
 	}
 	err := db.SelectContext(ctx, &rows, `
-		SELECT t.digest, `+finite("t.expires_at", "token_expires_at")+`, `+finite("t.revoked_at", "token_revoked_at")+`,
+		WITH tokens AS (
+			SELECT t.*, (c.revoked_at IS NOT NULL OR t.revoked_at IS NOT NULL OR COALESCE(t.expires_at <= now(), false)) AS ended
+			FROM caller_tokens t JOIN callers c ON c.id = t.caller_id
+		), t AS (
+			(SELECT * FROM tokens WHERE NOT ended ORDER BY created_at, id LIMIT $1)
+			UNION ALL
+			(SELECT * FROM tokens WHERE ended ORDER BY created_at DESC, id DESC LIMIT $2)
+		)
+		SELECT t.digest, t.id AS token_id, `+finite("t.expires_at", "token_expires_at")+`, `+finite("t.revoked_at", "token_revoked_at")+`,
 			c.id, c.name, c.environments, c.permissions, `+finite("c.revoked_at", "revoked_at")+`, c.revision,
 			-- A time that is none denies its own caller alone.
 			(c.disabled_at IS NULL AND isfinite(COALESCE(t.expires_at, c.created_at))
 				AND isfinite(COALESCE(t.revoked_at, c.created_at)) AND isfinite(COALESCE(c.revoked_at, c.created_at))) AS enabled
-		FROM caller_tokens t JOIN callers c ON c.id = t.caller_id
-		ORDER BY t.created_at DESC LIMIT $1`, maxCallers+1)
+		FROM t JOIN callers c ON c.id = t.caller_id`, manage.MaxCallerTokens, maxEndedTokens)
 	if err != nil {
 		return nil, translate("read the callers", err)
-	}
-	if len(rows) > maxCallers {
-		return nil, fmt.Errorf("read the callers: more than %d tokens; remove unused callers", maxCallers)
 	}
 	table := make(callerTable, len(rows))
 	for i := range rows {
@@ -211,7 +229,7 @@ func readCallers(ctx context.Context, db *sqlx.DB) (callerTable, error) {
 		}
 		caller := &authz.Caller{
 			ID: r.ID, Name: r.Name.String, RevokedAt: r.RevokedAt.Time,
-			TokenExpiresAt: r.TokenExpiresAt.Time, TokenRevokedAt: r.TokenRevokedAt.Time, Revision: r.Revision.Int64,
+			TokenID: r.TokenID, TokenExpiresAt: r.TokenExpiresAt.Time, TokenRevokedAt: r.TokenRevokedAt.Time, Revision: r.Revision.Int64,
 			Disabled: !r.Enabled.Bool || !r.Environments.valid || !r.Permissions.valid,
 		}
 		for _, e := range r.Environments.texts {

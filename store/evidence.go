@@ -120,7 +120,7 @@ type (
 		scopes                 pq.StringArray
 		created                time.Time
 		expires, revoked       sql.NullTime
-		scopesSince            sql.NullTime
+		scopesSince, usable    sql.NullTime
 		disabled, suspended    bool
 		version                int
 	}
@@ -184,7 +184,7 @@ func (c *evidenceReader) open(ctx context.Context, t manage.Tenant, f manage.Evi
 	args := evidenceArgs(t, f)
 	c.keys = keyCursor[evidenceKey]{r: c.reads, name: "evidence_keys", scan: func(rows *sql.Rows, k *evidenceKey) error {
 		return rows.Scan(&k.id, &k.organization, &k.organizationName, &k.name, &k.environment, &k.scopes, &k.created, &k.expires, &k.revoked,
-			&k.disabled, &k.suspended, &k.version, &k.scopesSince)
+			&k.disabled, &k.suspended, &k.version, &k.scopesSince, &k.usable)
 	}}
 	c.secrets = keyCursor[evidenceSecret]{r: c.reads, name: "evidence_secrets", scan: func(rows *sql.Rows, s *evidenceSecret) error {
 		return rows.Scan(&s.key, &s.hint, &s.created, &s.expires, &s.revoked, &s.first, &s.lastUsed)
@@ -195,7 +195,8 @@ func (c *evidenceReader) open(ctx context.Context, t manage.Tenant, f manage.Evi
 	err := errors.Join(
 		c.keys.open(ctx, `
 			SELECT k.id, k.organization_id, o.name, k.name, k.environment, k.scopes, k.created_at, k.expires_at, k.revoked_at,
-				k.disabled_at IS NOT NULL, o.suspended_at IS NOT NULL, k.version, CASE WHEN isfinite(k.scopes_since) THEN k.scopes_since END`+evidenceKeys+` ORDER BY k.id`, args...),
+				k.disabled_at IS NOT NULL, o.suspended_at IS NOT NULL, k.version, CASE WHEN isfinite(k.scopes_since) THEN k.scopes_since END,
+				GREATEST(CASE WHEN isfinite(k.usable_since) THEN k.usable_since END, CASE WHEN isfinite(o.usable_since) THEN o.usable_since END)`+evidenceKeys+` ORDER BY k.id`, args...),
 		c.secrets.open(ctx, `
 			SELECT s.key_id, s.hint, s.created_at, s.expires_at, s.revoked_at IS NOT NULL, u.first_used_at, u.used_at
 			FROM (SELECT k.id`+evidenceKeys+`) k JOIN key_secrets s ON s.key_id = k.id LEFT JOIN secret_uses u ON u.secret_id = s.id

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -208,6 +209,67 @@ func TestEvidence_StatesAreAsOfTheEndOfTheWindow(t *testing.T) {
 }
 
 // More keys than are in memory at once come in their order, each with its own, used or not.
+// That a key was not used while it could not be is no evidence.
+func TestEvidence_AKeyThatCouldNotBeUsedIsToldSo(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	w := newWhole(t, s, "acme")
+	usableSince := func() (since time.Time) {
+		t.Helper()
+		manageRead(t, s, func(ctx context.Context, r manage.Reader) error {
+			f := manage.EvidenceFilter{Since: time.Now().AddDate(0, 0, -7), Until: time.Now().Add(time.Hour)}
+			return r.Evidence(ctx, all(), f, func(e *authz.Evidence) error {
+				since = e.UsableSince
+				return nil
+			})
+		})
+		return since
+	}
+	if at := usableSince(); !at.IsZero() {
+		t.Errorf("of a key that always could be used: %v", at)
+	}
+	last := time.Time{}
+	later := func(what string, change func(context.Context, manage.Writer, *manage.Key, *manage.Organization)) {
+		t.Helper()
+		manageWrite(t, s, func(ctx context.Context, c manage.Writer) error {
+			k, err := c.Key(ctx, all(), authz.OrganizationID{}, w.key.ID)
+			if err != nil {
+				return err
+			}
+			o, err := c.Organization(ctx, all(), k.OrganizationID)
+			if err != nil {
+				return err
+			}
+			change(ctx, c, k, o)
+			return errors.Join(c.UpdateKey(ctx, all(), k), c.UpdateOrganization(ctx, all(), o))
+		})
+		at := usableSince()
+		if strings.HasPrefix(what, "again") != at.After(last) {
+			t.Errorf("%s: usable since %v, before since %v", what, at, last)
+		}
+		last = at
+	}
+	later("disabled", func(_ context.Context, c manage.Writer, k *manage.Key, _ *manage.Organization) {
+		k.DisabledAt = c.Now()
+	})
+	later("again enabled", func(_ context.Context, _ manage.Writer, k *manage.Key, _ *manage.Organization) {
+		k.DisabledAt = time.Time{}
+	})
+	later("expired", func(_ context.Context, c manage.Writer, k *manage.Key, _ *manage.Organization) {
+		k.ExpiresAt = c.Now().Add(-time.Hour)
+	})
+	later("again with a life", func(_ context.Context, c manage.Writer, k *manage.Key, _ *manage.Organization) {
+		k.ExpiresAt = c.Now().Add(time.Hour)
+	})
+	later("suspended", func(_ context.Context, c manage.Writer, _ *manage.Key, o *manage.Organization) {
+		o.SuspendedAt = c.Now()
+	})
+	later("again served", func(_ context.Context, _ manage.Writer, _ *manage.Key, o *manage.Organization) {
+		o.SuspendedAt = time.Time{}
+	})
+	later("renamed", func(_ context.Context, _ manage.Writer, k *manage.Key, _ *manage.Organization) { k.Name = "other" })
+}
+
 func TestEvidence_ManyKeysAreEachToldTheirOwn(t *testing.T) {
 	at := storetest.Migrated(t)
 	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))

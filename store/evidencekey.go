@@ -96,7 +96,7 @@ func (c *evidenceReader) evidence(ctx context.Context, k *evidenceKey) (*authz.E
 	clear(c.scopeNetworks)
 	e.Organization, e.OrganizationName, e.Key, e.KeyName = k.organization, k.organizationName, k.id, k.name
 	e.Environment, e.Version, e.Window = authz.Environment(k.environment), k.version, c.window
-	e.CreatedAt, e.RevokedAt, e.ScopesSince = k.created.UTC(), utc(k.revoked), utc(k.scopesSince)
+	e.CreatedAt, e.RevokedAt, e.ScopesSince, e.UsableSince = k.created.UTC(), utc(k.revoked), utc(k.scopesSince), utc(k.usable)
 	for _, s := range k.scopes {
 		e.scope(authz.Scope(s)).Granted = true
 	}

@@ -85,7 +85,8 @@ func (s *Store) FlushUsage(ctx context.Context) error { return s.flushUsage(ctx)
 
 // RollUp adds days up, of so many keys at a time.
 func (s *Store) RollUp(ctx context.Context, now time.Time, keysAtOnce int) error {
-	return s.rollUp(ctx, now, keysAtOnce)
+	_, err := s.rollUp(ctx, now, keysAtOnce)
+	return err
 }
 
 // RollUpDay adds one day up, with something to do before it is done.

@@ -153,6 +153,8 @@ func (c *Change) UpdateKey(ctx context.Context, t manage.Tenant, k *manage.Key) 
 			revoked_at = COALESCE(revoked_at, $9), disabled_at = $10, restricted = $11, allowed_cidrs = $12::cidr[],
 			rate_limit_rate = $13, rate_limit_period_seconds = $14, rate_limit_burst = $15, metadata = $16,
 			scopes_since = CASE WHEN scopes @> $6::text[] THEN scopes_since ELSE $18 END,
+			usable_since = CASE WHEN disabled_at IS NOT NULL AND $10::timestamptz IS NULL
+				OR expires_at <= $18 AND ($7::timestamptz IS NULL OR $7::timestamptz > $18) THEN $18 ELSE usable_since END,
 			version = version + 1, revision = $17
 		WHERE ($1::boolean OR organization_id = $2::uuid) AND id = $3::uuid RETURNING version`,
 		t.Everyone(), t.Organization(), k.ID, optionalText(k.ExternalID), k.Name, texts(sorted(k.Scopes)),

@@ -23,10 +23,10 @@ var errPutBack = errors.New("the database was put back to a state before this ke
 // keyCache.mu.
 type learned struct {
 	// changed has the revision of each key's last change, revoked and secrets when it was
-	// revoked, in Unix seconds.
+	// revoked, in Unix seconds: by id, for a digest changes with the pepper.
 	changed       map[authz.KeyID]int64
 	revoked       map[authz.KeyID]int64
-	secrets       map[authz.Digest]int64
+	secrets       map[authz.SecretID]int64
 	organizations map[authz.OrganizationID]changedOrganization
 	// kept are records that were in memory when the database was put back.
 	kept map[authz.Digest]*cachedKey
@@ -36,7 +36,7 @@ type learned struct {
 
 func newLearned() *learned {
 	return &learned{
-		changed: make(map[authz.KeyID]int64), revoked: make(map[authz.KeyID]int64), secrets: make(map[authz.Digest]int64),
+		changed: make(map[authz.KeyID]int64), revoked: make(map[authz.KeyID]int64), secrets: make(map[authz.SecretID]int64),
 		organizations: make(map[authz.OrganizationID]changedOrganization),
 	}
 }
@@ -47,8 +47,8 @@ func (l *learned) learn(keys []changedKey, organizations []changedOrganization) 
 		if _, known := l.revoked[k.id]; k.keyRevoked.Valid && !known && l.room() {
 			l.revoked[k.id] = k.keyRevoked.Int64
 		}
-		if _, known := l.secrets[k.digest]; k.secretRevoked.Valid && !known && l.room() {
-			l.secrets[k.digest] = k.secretRevoked.Int64
+		if _, known := l.secrets[k.secret]; k.secretRevoked.Valid && !known && l.room() {
+			l.secrets[k.secret] = k.secretRevoked.Int64
 		}
 		if was := l.changed[k.id]; was != 0 || len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
 			l.changed[k.id] = max(was, k.revision)
@@ -86,7 +86,7 @@ func (l *learned) see(d authz.Digest, e *cachedKey) {
 		return
 	}
 	l.learn([]changedKey{{
-		digest: d, id: e.key.ID, revision: e.key.Revision,
+		digest: d, id: e.key.ID, secret: e.secret.ID, revision: e.key.Revision,
 		keyRevoked: unixOf(e.key.RevokedAt), secretRevoked: unixOf(e.secret.RevokedAt),
 	}}, nil)
 }
@@ -108,7 +108,7 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 	}
 	keyRevoked, revoked := l.revoked[e.key.ID]
 	key, secret := e.key, e.secret
-	secretRevoked, ended := l.secrets[d]
+	secretRevoked, ended := l.secrets[e.secret.ID]
 	if kept := l.kept[d]; kept != nil && kept.key.Revision > key.Revision {
 		key, secret = narrower(kept.key, e.key), narrowerSecret(kept.secret, e.secret)
 	} else {
@@ -119,7 +119,7 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 		}
 	}
 	if revoked && key.RevokedAt.IsZero() {
-		key = copyKey(key)
+		key = key.Copy()
 		key.RevokedAt = time.Unix(keyRevoked, 0).UTC()
 	}
 	if ended && secret.RevokedAt.IsZero() {
@@ -127,7 +127,7 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 		secret.RevokedAt = time.Unix(secretRevoked, 0).UTC()
 	}
 	if o := l.organizations[key.Organization.ID]; o.suspended && o.revision > key.Organization.Revision {
-		key = copyKey(key)
+		key = key.Copy()
 		key.Organization = suspended(key.Organization)
 	}
 	if key == e.key && secret == e.secret {
@@ -139,7 +139,7 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 // narrower is the record that was kept, without anything that the database's takes away:
 // their revisions are of two pasts, and do not say which of them is later.
 func narrower(kept, stored *authz.Key) *authz.Key {
-	k := copyKey(kept)
+	k := kept.Copy()
 	if k.RevokedAt.IsZero() {
 		k.RevokedAt = stored.RevokedAt
 	}
@@ -204,14 +204,5 @@ func suspended(o *authz.Organization) *authz.Organization {
 func copySecret(s *authz.KeySecret) *authz.KeySecret {
 	return &authz.KeySecret{
 		ID: s.ID, Hint: s.Hint, PepperID: s.PepperID, CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, RevokedAt: s.RevokedAt,
-	}
-}
-
-// copyKey copies a record without its memos.
-func copyKey(k *authz.Key) *authz.Key {
-	return &authz.Key{
-		ID: k.ID, Organization: k.Organization, ExternalID: k.ExternalID, Name: k.Name, Environment: k.Environment,
-		Scopes: k.Scopes, CreatedAt: k.CreatedAt, RevokedAt: k.RevokedAt, ExpiresAt: k.ExpiresAt, Disabled: k.Disabled,
-		Restricted: k.Restricted, AllowedCIDRs: k.AllowedCIDRs, RateLimit: k.RateLimit, Metadata: k.Metadata, Revision: k.Revision,
 	}
 }

@@ -69,10 +69,11 @@ func (c *Change) InsertOrganization(ctx context.Context, t manage.Tenant, o *man
 func (c *Change) UpdateOrganization(ctx context.Context, t manage.Tenant, o *manage.Organization) error {
 	return c.raise(ctx, "change an organization", &o.Version, `
 		UPDATE organizations SET external_id = $4, name = $5, plan = $6, metadata = $7, suspended_at = $8,
+			usable_since = CASE WHEN suspended_at IS NOT NULL AND $8::timestamptz IS NULL THEN $11 ELSE usable_since END,
 			deleted_at = COALESCE(deleted_at, $9), version = version + 1, revision = $10
 		WHERE ($1::boolean OR id = $2::uuid) AND id = $3::uuid RETURNING version`,
 		t.Everyone(), t.Organization(), o.ID, optionalText(o.ExternalID), o.Name, o.Plan, o.Metadata.JSON(),
-		optionalTime(o.SuspendedAt), optionalTime(o.DeletedAt), c.revision)
+		optionalTime(o.SuspendedAt), optionalTime(o.DeletedAt), c.revision, c.now)
 }
 
 // AddOrganization stores a new organization. Its id must be new.

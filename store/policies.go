@@ -108,9 +108,14 @@ func (s *Store) DecidesBy(revision string) {
 	s.wakeUp()
 }
 
-// PolicyEffective implements manage.Store.
+// PolicyEffective implements manage.Store. Until when a silent replica decides by another
+// policy is not known: one that hears of it and cannot compile it goes on serving.
 func (s *Store) PolicyEffective(ctx context.Context, revision string) (manage.Effective, error) {
-	return s.awaitReplicas(ctx, effectiveWithin, func(r *replicaRow) bool { return r.PolicyRevision.String == revision })
+	e, err := s.awaitReplicas(ctx, effectiveWithin, func(r *replicaRow) bool { return r.PolicyRevision.String == revision })
+	for i := range e.Silent {
+		e.Silent[i].ServesUntil = time.Time{}
+	}
+	return e, err
 }
 
 // Activations implements manage.Reader.

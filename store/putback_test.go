@@ -302,3 +302,112 @@ func TestSynchronize_WhatIsRevokedBeforeARestoreIsNoticedStaysSo(t *testing.T) {
 		t.Errorf("a caller that was revoked at %d is recognized: %+v, %v", n, c, err)
 	}
 }
+
+// A copy from before a pepper was changed has other digests of the same secrets and tokens.
+func TestSynchronize_WhatIsTakenAwayStaysSoInACopyUnderAnOldPepper(t *testing.T) {
+	at := storetest.Migrated(t)
+	old, fresh := authz.NewPepper("p1"), authz.NewPepper("p2")
+	first, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: parsePeppers(t, old)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, ended := add(t, first), newCaller(t, first)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	both := parsePeppers(t, fresh, old)
+	s := storetest.Open(t, at, both)
+	synchronize(t, s)
+	put := copyOf(t, at)
+	moved(t, at, both, func() {
+		find(t, s, k.secret)
+		recognized(t, s, ended)
+	})
+	storetest.Exec(t, at, `UPDATE key_secrets SET revoked_at = now() WHERE key_id = $1`, k.key.ID)
+	storetest.Exec(t, at, `WITH r AS (UPDATE revision SET n = n + 1 RETURNING n)
+		UPDATE api_keys SET revision = r.n FROM r WHERE id = $1`, k.key.ID)
+	endCallerToken(t, s, ended.id, 0)
+	synchronize(t, s)
+	s.StopFollowing()
+	put()
+	// Of which the key's record is newer than any that the replica knows of.
+	write(t, s, func(ctx context.Context, c *store.Change) error {
+		return c.DisableKey(ctx, k.key.Organization.ID, k.key.ID, false)
+	})
+	for range 2 {
+		synchronize(t, s)
+		if f := find(t, s, k.secret); f.Secret == nil || f.Secret.RevokedAt.IsZero() {
+			t.Errorf("a revoked secret comes back: %+v", f.Secret)
+		}
+		if recognized(t, s, ended) {
+			t.Error("a token of a caller that had ended comes back")
+		}
+	}
+}
+
+// A copy knows nothing of the replicas that serve. The first receipt names who has not been
+// heard of, and does not say that all is done because nobody is known.
+func TestEffective_TheFirstReceiptAfterARestoreCountsEveryReplica(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	first, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: peppers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := add(t, first)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	put := copyOf(t, at)
+	here, there := storetest.Open(t, at, peppers), storetest.Open(t, at, peppers)
+	synchronize(t, there)
+	synchronize(t, here) // now it has seen the other
+	write(t, here, func(context.Context, *store.Change) error { return nil })
+	synchronize(t, here)
+	there.StopFollowing()
+	put()
+	if n := storetest.Count(t, at, `SELECT count(*) FROM replicas WHERE id = $1`, there.ReplicaID()); n != 0 {
+		t.Fatal("the copy knows the replica: the test tests nothing")
+	}
+	n := write(t, here, func(ctx context.Context, c *store.Change) error {
+		return c.RevokeKey(ctx, k.key.Organization.ID, k.key.ID)
+	})
+	e := effective(t, here, n, func(e manage.Effective) bool { return e.Acknowledged == 1 })
+	if e.Replicas != 2 || len(e.Silent) != 1 || e.Silent[0].Replica != there.ReplicaID() || e.Within < time.Second ||
+		time.Until(e.Silent[0].ServesUntil) < store.DefaultStaleMax-time.Minute {
+		t.Errorf("%+v", e)
+	}
+	synchronize(t, there)
+	effective(t, here, n, func(e manage.Effective) bool { return e.Acknowledged == 2 && len(e.Silent) == 0 })
+}
+
+// While nobody can write, replicas serve on without a heartbeat. When somebody can, a receipt
+// names those that have not written one yet.
+func TestEffective_WhoServesOnWhileNobodyCanWriteIsNamed(t *testing.T) {
+	at, peppers := storetest.Migrated(t), storetest.Peppers(t, "p1")
+	here, there := storetest.Open(t, at, peppers), storetest.Open(t, at, peppers)
+	k := add(t, here)
+	synchronize(t, there)
+	synchronize(t, here)
+	here.StopFollowing()
+	there.StopFollowing()
+	synchronize(t, here)
+	storetest.Exec(t, at, `CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN RAISE EXCEPTION 'the disk is full' USING ERRCODE = 'disk_full'; END $$`)
+	storetest.Exec(t, at, `CREATE TRIGGER disk_full BEFORE INSERT OR UPDATE ON replicas EXECUTE FUNCTION disk_full()`)
+	write(t, here, func(context.Context, *store.Change) error { return nil })
+	synchronize(t, here) // whose heartbeat fails
+	storetest.Exec(t, at, `DROP TRIGGER disk_full ON replicas`)
+	storetest.Exec(t, at, `DELETE FROM replicas WHERE id = $1`, there.ReplicaID()) // as too old
+	n := write(t, here, func(ctx context.Context, c *store.Change) error {
+		return c.RevokeKey(ctx, k.key.Organization.ID, k.key.ID)
+	})
+	synchronize(t, here)
+	e, err := here.Effective(t.Context(), n)
+	if err != nil || e.Replicas != 2 || e.Acknowledged != 1 || len(e.Silent) != 1 || e.Silent[0].Replica != there.ReplicaID() {
+		t.Errorf("%+v, %v", e, err)
+	}
+	synchronize(t, there)
+	if e, err = here.Effective(t.Context(), n); err != nil || e.Acknowledged != 2 {
+		t.Errorf("when it is heard of: %+v, %v", e, err)
+	}
+}

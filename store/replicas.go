@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -114,6 +115,7 @@ func (s *Store) beat(ctx context.Context) {
 	if err != nil {
 		if s.source.nobodyWrites(ctx, err) {
 			r.covered = now
+			s.doubtReplicas()
 		}
 		if ctx.Err() == nil && !r.failing {
 			r.failing = true
@@ -209,7 +211,8 @@ func (s *Store) Counted(ctx context.Context, revision int64) (manage.Effective, 
 	return s.awaitReplicas(ctx, countedWithin, func(r *replicaRow) bool { return r.Current.Bool && r.CountedRevision.Int64 >= revision })
 }
 
-// awaitReplicas waits until all that may still serve have done something, so long at most.
+// awaitReplicas waits until all that may still serve have done something, so long at most:
+// also those, this one among them, of whom the table does not tell.
 func (s *Store) awaitReplicas(ctx context.Context, within time.Duration, done func(*replicaRow) bool) (manage.Effective, error) {
 	s.wakeUp() // this replica need not wait for its own notification
 	ctx, cancel := context.WithTimeout(ctx, within+listenReadDeadline)
@@ -222,19 +225,7 @@ func (s *Store) awaitReplicas(ctx context.Context, within time.Duration, done fu
 		if err != nil {
 			return manage.Effective{}, err
 		}
-		var e manage.Effective
-		for i := range rows {
-			r := &rows[i]
-			switch {
-			case !r.ID.Valid:
-				continue
-			case done(r):
-				e.Acknowledged++
-			default:
-				e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: r.servesUntil()})
-			}
-			e.Replicas++
-		}
+		e := s.acknowledged(rows, done)
 		if e.Within = time.Since(started); len(e.Silent) == 0 || e.Within >= within {
 			return e, nil
 		}
@@ -244,4 +235,31 @@ func (s *Store) awaitReplicas(ctx context.Context, within time.Duration, done fu
 			return e, nil // what is known is more than nothing
 		}
 	}
+}
+
+// acknowledged is the receipt as of these rows. This replica has done nothing before its
+// row says so, for until then it may not have noticed that the database was put back.
+func (s *Store) acknowledged(rows []replicaRow, done func(*replicaRow) bool) (e manage.Effective) {
+	told := make([]string, 0, len(rows))
+	for i := range rows {
+		r := &rows[i]
+		if !r.ID.Valid {
+			continue
+		}
+		told = append(told, r.ID.String)
+		if done(r) {
+			e.Acknowledged++
+		} else {
+			e.Silent = append(e.Silent, manage.SilentReplica{Replica: r.ID.String, ServesUntil: r.servesUntil()})
+		}
+	}
+	missing, serve := s.peers.missing(told, s.clock.elapsed())
+	if !slices.Contains(told, s.replica.id) && !slices.Contains(missing, s.replica.id) {
+		missing, serve = append(missing, s.replica.id), max(serve, s.staleMax+heartbeatGrace)
+	}
+	for _, id := range missing {
+		e.Silent = append(e.Silent, manage.SilentReplica{Replica: id, ServesUntil: rows[0].Now.Add(serve).UTC()})
+	}
+	e.Replicas = e.Acknowledged + len(e.Silent)
+	return e
 }

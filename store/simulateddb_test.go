@@ -386,7 +386,7 @@ func changedSince(state *simulatedState, since int64) (changed []changedKey) {
 		k := &state.keys[i]
 		for _, x := range k.secrets {
 			if k.revision > since {
-				changed = append(changed, changedKey{x.digest, k.id, k.revision, unixOf(k.revoked), unixOf(x.revoked)})
+				changed = append(changed, changedKey{x.digest, k.id, x.id, k.revision, unixOf(k.revoked), unixOf(x.revoked)})
 			}
 		}
 	}

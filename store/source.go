@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -49,8 +50,8 @@ type changeSet struct {
 	mark, markThen mark
 	// now is Postgres' time.
 	now time.Time
-	// live is the number of replicas with a fresh heartbeat.
-	live          int
+	// live are the replicas with a fresh heartbeat, by id.
+	live          []string
 	keys          []changedKey
 	retired       []authz.Digest
 	organizations []changedOrganization
@@ -62,6 +63,7 @@ type changeSet struct {
 type changedKey struct {
 	digest   authz.Digest
 	id       authz.KeyID
+	secret   authz.SecretID
 	revision int64
 	// keyRevoked and secretRevoked are Unix seconds; they are not valid while neither is.
 	keyRevoked, secretRevoked sql.NullInt64
@@ -93,26 +95,26 @@ const (
 // after the revision it tells can appear later with a smaller one.
 const changesSQL = `
 SELECT r.n, r.mark::text AS mark, COALESCE(m.mark::text, '') AS mark_then, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,
-	(SELECT count(*) FROM replicas WHERE heartbeat_at > clock_timestamp() - $4::bigint * interval '1 ms') AS live, x.*
+	(SELECT COALESCE(string_agg(id::text, ' '), '') FROM replicas WHERE heartbeat_at > clock_timestamp() - $4::bigint * interval '1 ms') AS live, x.*
 FROM revision r LEFT JOIN revision_marks m ON m.n = $3 LEFT JOIN (
-	SELECT 'key' AS kind, s.digest, k.id AS key_id, NULL::uuid AS organization_id, k.revision, ` + revokedKeyAt + `, ` + revokedSecretAt + `, NULL::boolean AS suspended
+	SELECT 'key' AS kind, s.digest, k.id AS key_id, s.id AS secret_id, NULL::uuid AS organization_id, k.revision, ` + revokedKeyAt + `, ` + revokedSecretAt + `, NULL::boolean AS suspended
 	FROM api_keys k JOIN key_secrets s ON s.key_id = k.id WHERE k.revision > $1
 	UNION ALL
-	SELECT 'retired', digest, NULL, NULL, revision, NULL, NULL, NULL FROM retired_digests WHERE revision > $1
+	SELECT 'retired', digest, NULL, NULL, NULL, revision, NULL, NULL, NULL FROM retired_digests WHERE revision > $1
 	UNION ALL
-	SELECT 'everything', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM settings
+	SELECT 'everything', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM settings
 	WHERE CASE WHEN name = 'retired_pruned' THEN value::bigint > $1 ELSE false END
 	UNION ALL
-	SELECT 'organization', NULL, NULL, id, revision, NULL, NULL, (suspended_at IS NOT NULL OR deleted_at IS NOT NULL)
+	SELECT 'organization', NULL, NULL, NULL, id, revision, NULL, NULL, (suspended_at IS NOT NULL OR deleted_at IS NOT NULL)
 	FROM organizations WHERE revision > $1
 	UNION ALL
-	SELECT 'callers', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
+	SELECT 'callers', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
 	UNION ALL
-	SELECT 'formats', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
+	SELECT 'formats', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
 	UNION ALL
-	SELECT 'policy', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_activations WHERE n > $1)
+	SELECT 'policy', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_activations WHERE n > $1)
 	UNION ALL
-	SELECT 'shadow', NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_shadows WHERE revision > $1)
+	SELECT 'shadow', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM policy_shadows WHERE revision > $1)
 	LIMIT $2
 ) x ON true`
 
@@ -125,10 +127,11 @@ type changeRow struct {
 	Mark           mark                 `db:"mark"`
 	MarkThen       mark                 `db:"mark_then"`
 	NowUS          int64                `db:"now_us"`
-	Live           int                  `db:"live"`
+	Live           string               `db:"live"`
 	Kind           sql.NullString       `db:"kind"`
 	Digest         []byte               `db:"digest"`
 	KeyID          authz.KeyID          `db:"key_id"`
+	SecretID       authz.SecretID       `db:"secret_id"`
 	OrganizationID authz.OrganizationID `db:"organization_id"`
 	Revision       sql.NullInt64        `db:"revision"`
 	KeyRevoked     sql.NullInt64        `db:"key_revoked"`
@@ -153,7 +156,7 @@ func (p postgres) changes(ctx context.Context, since int64) (*changeSet, error) 
 	}
 	first := &rows[0]
 	set := &changeSet{
-		n: first.N, mark: first.Mark, markThen: first.MarkThen, now: time.UnixMicro(first.NowUS), live: first.Live,
+		n: first.N, mark: first.Mark, markThen: first.MarkThen, now: time.UnixMicro(first.NowUS), live: strings.Fields(first.Live),
 		everything: len(rows) >= maxChanges,
 	}
 	for i := range rows {
@@ -199,7 +202,7 @@ func digest(stored []byte) (authz.Digest, bool) {
 
 func (r *changeRow) key(d authz.Digest) changedKey {
 	return changedKey{
-		digest: d, id: r.KeyID, revision: r.Revision.Int64,
+		digest: d, id: r.KeyID, secret: r.SecretID, revision: r.Revision.Int64,
 		keyRevoked: r.KeyRevoked, secretRevoked: r.SecretRevoked,
 	}
 }
@@ -210,7 +213,7 @@ func (p postgres) revoked(ctx context.Context, since int64) ([]changedKey, error
 	defer cancel()
 	var rows []changeRow
 	err := p.changing.SelectContext(ctx, &rows, `
-		SELECT s.digest, k.id AS key_id, k.revision, `+revokedKeyAt+`, `+revokedSecretAt+`
+		SELECT s.digest, k.id AS key_id, s.id AS secret_id, k.revision, `+revokedKeyAt+`, `+revokedSecretAt+`
 		FROM api_keys k JOIN key_secrets s ON s.key_id = k.id
 		WHERE k.revision > $1 AND (k.revoked_at IS NOT NULL OR s.revoked_at IS NOT NULL) LIMIT $2`, since, maxLearned)
 	keys := make([]changedKey, 0, len(rows))

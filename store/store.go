@@ -94,6 +94,7 @@ type Store struct {
 	usageNetwork                       UsageNetwork
 	decisions                          *decisions
 	replica                            replica
+	peers                              peers
 
 	// applied is the revision up to which every change is applied, appliedMark its mark,
 	// guarded by syncing.

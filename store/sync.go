@@ -80,7 +80,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	}
 	s.applied.Store(set.n)
 	s.appliedMark = set.mark
-	s.countLive(int64(set.live))
+	s.countLive(set.live)
 	s.contact.Store(int64(min(before, covered))) // what was read is as old as the question
 	if s.lost.Swap(false) {
 		s.log.Warn("Postgres answers again")
@@ -108,6 +108,7 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 	}
 	revocations, complete := s.keys.putBack(set.n)
 	s.putBack.Add(1)
+	s.doubtReplicas()
 	s.log.Error("the database was put back to an earlier state; what this replica has seen revoked stays revoked. "+
 		"Run keystile doctor with the exported audit log to find what the database lacks",
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
@@ -115,10 +116,18 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 	return set, s.readTables(ctx, tables{true, true, true, true})
 }
 
-// countLive notes how many replicas there are. While heartbeats fail, or have only just
+// doubtReplicas notes that the table lacks replicas that serve, for as long as they may.
+func (s *Store) doubtReplicas() {
+	now := s.clock.elapsed()
+	s.replica.unsure = now + 2*liveFor
+	s.peers.doubt(now + s.staleMax + heartbeatGrace)
+}
+
+// countLive notes which replicas there are, and how many. While heartbeats fail, or have only just
 // come back, fewer are seen than there are, and each would take too large a share.
-func (s *Store) countLive(seen int64) {
-	r, now := &s.replica, s.clock.elapsed()
+func (s *Store) countLive(ids []string) {
+	r, now, seen := &s.replica, s.clock.elapsed(), int64(len(ids))
+	s.peers.see(ids, now)
 	if r.failing || now-r.beaten > liveFor {
 		r.unsure = now + 2*liveFor
 	}

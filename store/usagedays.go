@@ -22,18 +22,21 @@ const (
 //
 // Whoever writes usage of such a day marks it in usage_days_done, and so waits for whoever
 // is adding it up; what that one does not see, it marks.
-func (s *Store) rollUp(ctx context.Context, now time.Time, keysAtOnce int) error {
+//
+// It tells whether all are added up. Until then no hour is forgotten, however old: after a
+// long stop those of its last day are all that tells of that.
+func (s *Store) rollUp(ctx context.Context, now time.Time, keysAtOnce int) (all bool, err error) {
 	var days []time.Time
-	err := s.manage.SelectContext(ctx, &days, `
+	err = s.manage.SelectContext(ctx, &days, `
 		WITH first AS (
 			SELECT LEAST((min(hour) AT TIME ZONE 'UTC')::date, (SELECT min(day) FROM usage_days_done)) AS day FROM usage_hours
 		)
 		SELECT s.at::date AS day
 		FROM first, generate_series(GREATEST(first.day, $1::date)::timestamp, $2::date::timestamp, interval '1 day') AS s(at)
 		WHERE first.day IS NOT NULL AND NOT EXISTS (SELECT FROM usage_days_done d WHERE d.day = s.at::date AND d.rolled_at IS NOT NULL)
-		ORDER BY day`, s.hoursHorizon().Format(time.DateOnly), now.Add(-rollUpAfter).AddDate(0, 0, -1).Format(time.DateOnly))
+		ORDER BY day`, now.Add(-s.usageDaysRetention).Format(time.DateOnly), now.Add(-rollUpAfter).AddDate(0, 0, -1).Format(time.DateOnly))
 	if err != nil {
-		return translate("add usage up", err)
+		return false, translate("add usage up", err)
 	}
 	for _, day := range days {
 		mine := false
@@ -42,10 +45,10 @@ func (s *Store) rollUp(ctx context.Context, now time.Time, keysAtOnce int) error
 			return rollUpDay(ctx, tx, day.Format(time.DateOnly), keysAtOnce)
 		})
 		if err != nil || !mine {
-			return err // another replica is at it; a day that is passed over would be told by no table
+			return false, err // another replica is at it; a day that is passed over would be told by no table
 		}
 	}
-	return nil
+	return true, nil
 }
 
 func rollUpDay(ctx context.Context, tx *sqlx.Tx, day string, keysAtOnce int) error {

@@ -346,3 +346,28 @@ func TestUsageNetworks_OfSeveralReplicasAreBoundedToo(t *testing.T) {
 		t.Errorf("%d networks, %d requests of others, %d of the rarest, %v", n, others, smallest, err)
 	}
 }
+
+// After a stop that was longer than hours are kept, the last day before it is added up before
+// its hours go: it was counted, and is told as counted.
+func TestUsageDays_AreAddedUpBeforeTheirHoursAreForgotten(t *testing.T) {
+	at := storetest.Migrated(t)
+	s := storetest.Open(t, at, storetest.Peppers(t, "p1"))
+	s.StopFollowing()
+	db := sqlx.MustConnect("postgres", at)
+	defer func() { _ = db.Close() }()
+	c := counterOf(s, newWhole(t, s, "acme"))
+	for ago, n := range map[int]int{120: 2, 119: 3} {
+		for range n {
+			c.count(t, 0, "/r", "/r", dayOf(ago))
+		}
+	}
+	if err := s.FlushUsage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.TendUsage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if hours, days, told, _ := sums(t, db); hours != 0 || days != 5 || told != 5 {
+		t.Errorf("%d by the hour, %d by the day, %d told", hours, days, told)
+	}
+}

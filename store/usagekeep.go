@@ -59,16 +59,16 @@ func (s *Store) keepUsage(ctx context.Context) {
 func (s *Store) tendUsage(ctx context.Context) error {
 	now := s.clock.Now().UTC()
 	kept := usageKept{now, now.Add(-s.usageRetention), now.Add(-s.usageDaysRetention)}
-	var errs []error
+	errs := []error{s.tending(ctx, func(tx *sqlx.Tx) error { return collapseUnmatched(ctx, tx, now.Truncate(24*time.Hour)) })}
+	all, err := s.rollUp(ctx, now, rollUpKeys) // of shapes as they are now
+	if errs = append(errs, err); !all {
+		kept.hours = time.Time{} // they are needed still
+	}
 	for _, table := range usageTables {
 		// One at a time: who writes takes all of them, in an order of its own.
 		errs = append(errs, s.tending(ctx, func(tx *sqlx.Tx) error { return table.tend(ctx, tx, kept) }))
 	}
-	return errors.Join(append(errs,
-		s.tending(ctx, func(tx *sqlx.Tx) error { return collapseUnmatched(ctx, tx, now.Truncate(24*time.Hour)) }),
-		s.rollUp(ctx, now, rollUpKeys), // of shapes as they are now
-		s.tending(ctx, func(tx *sqlx.Tx) error { return forgetUsage(ctx, tx, kept) }),
-	)...)
+	return errors.Join(append(errs, s.tending(ctx, func(tx *sqlx.Tx) error { return forgetUsage(ctx, tx, kept) }))...)
 }
 
 // usageKept is since when usage is kept.

@@ -222,6 +222,8 @@ func coverage(e *authz.Evidence) string {
 		return fmt.Sprintf("%s: the key was made on %s.", covers, since.UTC().Format(time.DateOnly))
 	case since.Equal(e.ScopesSince):
 		return fmt.Sprintf("%s: the key was given a scope on %s.", covers, since.UTC().Format(time.DateOnly))
+	case since.Equal(e.UsableSince):
+		return fmt.Sprintf("%s: the key could not be used before %s.", covers, since.UTC().Format(time.DateOnly))
 	}
 	return fmt.Sprintf("%s: counts are kept since %s; nothing older is known.", covers, since.UTC().Format(time.DateOnly))
 }

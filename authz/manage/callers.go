@@ -3,6 +3,7 @@ package manage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -87,6 +88,9 @@ func (s *Service) CreateCaller(ctx context.Context, r Request, in CallerInput) (
 		if err := s.decide(ctx, r, op.action, nil, nil, c.document(w.Now())); err != nil {
 			return outcome{}, err
 		}
+		if err := checkTokens(ctx, w, r); err != nil {
+			return outcome{}, err
+		}
 		token := authz.CallerTokens().Generate()
 		c.Tokens[0].Hint = authz.CallerTokens().Hint(token)
 		if err := w.InsertCaller(ctx, TenantOf(r.Actor), c, token); err != nil {
@@ -95,6 +99,22 @@ func (s *Service) CreateCaller(ctx context.Context, r Request, in CallerInput) (
 		out.Caller, out.At, out.Secret = *c, w.Now(), token
 		return logged(outcome{}, authz.OrganizationID{}, op.action, c.ID.String(), nil, c.document(w.Now()))
 	})
+}
+
+// MaxCallerTokens is how many tokens of callers may work: every replica holds them all, so that
+// an unknown one costs no statement.
+const MaxCallerTokens = 10_000
+
+// checkTokens takes one more token.
+func checkTokens(ctx context.Context, re Reader, r Request) error {
+	n, err := re.CountCallerTokens(ctx, TenantOf(r.Actor))
+	if err != nil {
+		return err //nolint:wrapcheck // change does
+	}
+	if n >= MaxCallerTokens {
+		return conflict("quota_exceeded", fmt.Sprintf("%d tokens of callers work already, which is the most there may be; remove unused callers", n))
+	}
+	return nil
 }
 
 func newCaller(now time.Time, r Request, in CallerInput) (*Caller, error) {
@@ -171,14 +191,16 @@ func (s *Service) RotateCaller(ctx context.Context, r Request, id authz.CallerID
 				return outcome{}, err //nolint:wrapcheck // change does
 			}
 		}
+		if err := checkTokens(ctx, w, r); err != nil {
+			return outcome{}, err
+		}
 		token := authz.CallerTokens().Generate()
 		c.Tokens[0].Hint = authz.CallerTokens().Hint(token)
 		if err := w.InsertCallerToken(ctx, TenantOf(r.Actor), c, &c.Tokens[0], token); err != nil {
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Caller, out.At, out.Secret = *c, now, token
-		taken := slices.ContainsFunc(ended, func(t Token) bool { return !t.RevokedAt.IsZero() })
-		return logged(outcome{takes: taken}, authz.OrganizationID{}, op.action, c.ID.String(), before, c.document(now))
+		return logged(outcome{takes: len(ended) > 0}, authz.OrganizationID{}, op.action, c.ID.String(), before, c.document(now))
 	})
 }
 

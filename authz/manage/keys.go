@@ -265,7 +265,7 @@ func (s *Service) apply(now time.Time, r Request, o *Organization, k *Key, in Ke
 	return err
 }
 
-// narrowed tells whether a key may do less than it could.
+// narrowed tells whether a key may do less than it could, or may by what a policy reads of it.
 func narrowed(was, is *Key) bool {
 	if !is.DisabledAt.IsZero() && was.DisabledAt.IsZero() {
 		return true
@@ -279,7 +279,7 @@ func narrowed(was, is *Key) bool {
 		return true
 	}
 	return !slices.Equal(was.AllowedCIDRs, is.AllowedCIDRs) && len(is.AllowedCIDRs) > 0 && !covers(is.AllowedCIDRs, was.AllowedCIDRs) ||
-		!sameRate(was.RateLimit, is.RateLimit)
+		!sameRate(was.RateLimit, is.RateLimit) || was.Metadata != is.Metadata
 }
 
 // covers tells whether every address of inner is in outer; an empty inner is every address there is.

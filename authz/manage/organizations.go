@@ -144,7 +144,8 @@ func (s *Service) UpdateOrganization(
 		}
 		out.Organization = *o
 		// Asked again to suspend, it tells again how far that has got.
-		takes := in.Suspended != nil && *in.Suspended || was.Plan != o.Plan
+		takes := in.Suspended != nil && *in.Suspended || was.Plan != o.Plan ||
+			was.ExternalID != o.ExternalID || was.Metadata != o.Metadata // by which policy decides
 		return logged(outcome{takes: takes}, o.ID, op.action, o.ID.String(), before, o.document())
 	})
 }

@@ -98,6 +98,8 @@ type Reader interface {
 	Keys(ctx context.Context, t Tenant, organization authz.OrganizationID, f KeyFilter, p Page) ([]Key, error)
 	// CountKeys counts an organization's keys that are neither revoked nor expired.
 	CountKeys(ctx context.Context, t Tenant, organization authz.OrganizationID) (int, error)
+	// CountCallerTokens counts callers' tokens that work.
+	CountCallerTokens(ctx context.Context, t Tenant) (int, error)
 
 	// Callers belong to nobody: they are within Everyone alone.
 	Caller(ctx context.Context, t Tenant, id authz.CallerID) (*Caller, error)
@@ -225,6 +227,8 @@ type Writer interface {
 	// none within 24 hours.
 	Remembered(ctx context.Context, s IdempotencyScope) (*Remembered, error)
 	Remember(ctx context.Context, s IdempotencyScope, r Remembered) error
+	// Forget forgets an answer that does not hold any more, if there is one.
+	Forget(ctx context.Context, s IdempotencyScope) error
 }
 
 // ImportedKey is a key with the hash of a secret that another system has made.

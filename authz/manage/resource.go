@@ -228,6 +228,7 @@ type Effective struct {
 
 // SilentReplica has not said that it has applied a change.
 type SilentReplica struct {
-	Replica     string
+	Replica string
+	// ServesUntil is until when it may serve what it knew; zero when that is not known.
 	ServesUntil time.Time
 }

@@ -62,9 +62,9 @@ func (n *KeyNarrowing) UndoableUntil() time.Time { return n.At.Add(UndoneFor) }
 // force is asked about all that was recorded of the key in the window, with and without what
 // would go; what would be denied, or is in doubt, keeps the key as it is.
 //
-// What replicas have counted and not yet written is waited for. What comes later than that is
-// asked about as far as it is written when the change is made: a second or two before it may
-// be missing.
+// What replicas have counted and not yet written is waited for, twice: before policy is asked,
+// and when every replica knows of the change. What came between is asked about then; if it
+// needs what was taken, or might, the key gets it back and the answer is an error.
 func (s *Service) ApplyFindings(
 	ctx context.Context, r Request, org authz.OrganizationID, id authz.KeyID, in NarrowingInput,
 ) (*NarrowingChange, error) {
@@ -97,6 +97,11 @@ func (s *Service) ApplyFindings(
 		return nil, err
 	}
 	out.Effective = done.effective
+	if !done.replayed && !r.DryRun {
+		if err := s.confirmNarrowing(context.WithoutCancel(ctx), r, plan, out); err != nil {
+			return nil, err
+		}
+	}
 	return out, nil
 }
 
@@ -397,6 +402,13 @@ func (p *narrowingPlan) document() map[string]any {
 // now. It is refused when the scopes were changed otherwise since, and when one of them is not
 // in the catalogue any more.
 func (s *Service) UndoFindings(ctx context.Context, r Request, org authz.OrganizationID, id authz.KeyID) (*NarrowingChange, error) {
+	return s.undoNarrowing(ctx, r, org, id, nil)
+}
+
+// undoNarrowing undoes the newest narrowing, which must be the one that is given, if any is.
+func (s *Service) undoNarrowing(
+	ctx context.Context, r Request, org authz.OrganizationID, id authz.KeyID, only *confirmed,
+) (*NarrowingChange, error) {
 	op := operation{actionFindingsUndo, writers()}
 	out := &NarrowingChange{}
 	_, err := s.change(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
@@ -411,7 +423,7 @@ func (s *Service) UndoFindings(ctx context.Context, r Request, org authz.Organiz
 		if err != nil {
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
-		if err := undoable(s.policy.Catalogue(), k, n); err != nil {
+		if err := first(only.is(n), undoable(s.policy.Catalogue(), k, n)); err != nil {
 			return outcome{}, err
 		}
 		before := k.document(w.Now())
@@ -428,7 +440,14 @@ func (s *Service) UndoFindings(ctx context.Context, r Request, org authz.Organiz
 		}
 		out.Key, out.At, out.Narrowing = *k, w.Now(), *n
 		after := k.document(w.Now())
-		after["undone"] = map[string]any{"narrowed_at": timestamp(n.At), "narrowed_by": n.By}
+		undone := map[string]any{"narrowed_at": timestamp(n.At), "narrowed_by": n.By}
+		if only != nil {
+			undone["because"] = only.why.Code
+			if err := only.forget(ctx, w); err != nil {
+				return outcome{}, err
+			}
+		}
+		after["undone"] = undone
 		return logged(outcome{}, k.OrganizationID, recordRightSizeUndo, k.ID.String(), before, after)
 	})
 	if err != nil {

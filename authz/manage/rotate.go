@@ -53,12 +53,10 @@ func (s *Service) RotateKey(
 		}
 		secret := s.format.Generate(k.Environment)
 		k.Secrets[0].Hint = s.format.Hint(secret)
-		taken := false
 		for i := range ended {
 			if err := w.EndSecret(ctx, TenantOf(r.Actor), k, &ended[i]); err != nil {
 				return outcome{}, err //nolint:wrapcheck // change does
 			}
-			taken = taken || !ended[i].RevokedAt.IsZero()
 		}
 		if err := w.InsertSecret(ctx, TenantOf(r.Actor), k, &k.Secrets[0], secret); err != nil {
 			return outcome{}, err //nolint:wrapcheck // change does
@@ -71,7 +69,7 @@ func (s *Service) RotateKey(
 		if in.Compromised {
 			after["rotated_because"] = "compromised"
 		}
-		return logged(outcome{takes: taken}, k.OrganizationID, op.action, k.ID.String(), before, after)
+		return logged(outcome{takes: len(ended) > 0}, k.OrganizationID, op.action, k.ID.String(), before, after)
 	})
 }
 

@@ -249,20 +249,24 @@ func replay(earlier *Remembered, r Request, answer any) (outcome, error) {
 // effective waits for the receipt. The change is committed: what cannot be found
 // out is told as not acknowledged.
 func (s *Service) effective(ctx context.Context, revision int64) Effective {
-	return orUnknown(s.store.Effective(ctx, revision))
+	e, err := s.store.Effective(ctx, revision)
+	if err != nil {
+		return Effective{Silent: []SilentReplica{{Replica: unknownReplica, ServesUntil: time.Now().Add(maxStale).UTC()}}}
+	}
+	return e
 }
 
 // policyEffective is effective for a policy that came into force.
 func (s *Service) policyEffective(ctx context.Context, revision string) Effective {
-	return orUnknown(s.store.PolicyEffective(ctx, revision))
-}
-
-func orUnknown(e Effective, err error) Effective {
+	e, err := s.store.PolicyEffective(ctx, revision)
 	if err != nil {
-		return Effective{Silent: []SilentReplica{{Replica: "unknown", ServesUntil: time.Now().Add(maxStale).UTC()}}}
+		return Effective{Silent: []SilentReplica{{Replica: unknownReplica}}}
 	}
 	return e
 }
+
+// unknownReplica is silent when it cannot be found out who is.
+const unknownReplica = "unknown"
 
 // maxStale is the longest that any replica is configured to serve what it knows.
 const maxStale = 24 * time.Hour

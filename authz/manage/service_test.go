@@ -298,6 +298,85 @@ func TestOrganizations_SuspensionIsRestoredExactlyAndDeletionIsForEver(t *testin
 	}
 }
 
+// Metadata and the external id are read by policy: a change of them may take something away.
+func TestEffective_OfWhatPolicyReads(t *testing.T) {
+	r := newRig(t)
+	metadata, external, name := []byte(`{"frozen":true}`), "acme", "Acme Ltd"
+	for what, c := range map[string]struct {
+		in   manage.OrganizationUpdate
+		told bool
+	}{
+		"its metadata":    {manage.OrganizationUpdate{Metadata: metadata}, true},
+		"its external id": {manage.OrganizationUpdate{ExternalID: &external}, true},
+		"its name":        {manage.OrganizationUpdate{Name: &name}, false},
+	} {
+		out, err := r.UpdateOrganization(t.Context(), r.as(r.platform), r.org, c.in)
+		if err != nil || (out.Effective != nil) != c.told {
+			t.Errorf("%s: %+v, %v", what, out, err)
+		}
+	}
+	made := r.key(t, keyInput())
+	out, err := r.UpdateKey(t.Context(), r.as(r.platform), r.org, made.Key.ID, manage.KeyUpdate{Metadata: metadata})
+	if err != nil || out.Effective == nil {
+		t.Errorf("a key's metadata: %+v, %v", out, err)
+	}
+	// The old secret's end comes nearer, and every replica must know of it.
+	if rotated, err := r.RotateKey(t.Context(), r.as(r.platform), r.org, made.Key.ID, manage.KeyRotation{Grace: time.Minute}); err != nil || rotated.Effective == nil {
+		t.Errorf("a rotation with a grace: %+v, %v", rotated, err)
+	}
+}
+
+// Every replica holds all tokens of callers that work, so there is an end to them; those that
+// have ended are none of them.
+func TestCallers_AsManyTokensAsReplicasHold(t *testing.T) {
+	r := newRig(t)
+	in := manage.CallerInput{Name: "tickets", Environments: []authz.Environment{"live"}}
+	made, err := r.CreateCaller(t.Context(), r.as(r.platform), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Name = "single"
+	single, err := r.CreateCaller(t.Context(), r.as(r.platform), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Name = "bulk"
+	bulk, err := r.CreateCaller(t.Context(), r.as(r.platform), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := func(revoked string, n int) {
+		t.Helper()
+		storetest.Exec(t, r.at, `INSERT INTO caller_tokens (digest, id, caller_id, pepper_id, hint, revoked_at)
+			SELECT sha256(gen_random_uuid()::text::bytea), gen_random_uuid(), caller_id, pepper_id, hint, `+revoked+`
+			FROM (SELECT * FROM caller_tokens WHERE caller_id = $2 LIMIT 1) t, generate_series(1, $1)`, n, bulk.Caller.ID)
+	}
+	more("now()", manage.MaxCallerTokens+1)
+	rotated, err := r.RotateCaller(t.Context(), r.as(r.platform), made.Caller.ID, manage.TokenRotation{Grace: time.Hour})
+	if err != nil || rotated.Effective == nil || rotated.Effective.Acknowledged != 1 {
+		t.Fatalf("with many that have ended: %+v, %v", rotated, err)
+	}
+	more("NULL", manage.MaxCallerTokens-4)
+	in.Name = "customers"
+	if _, err := r.CreateCaller(t.Context(), r.as(r.platform), in); code(err) != "quota_exceeded" {
+		t.Errorf("one more caller: %v", err)
+	}
+	if _, err := r.RotateCaller(t.Context(), r.as(r.platform), single.Caller.ID, manage.TokenRotation{Grace: time.Hour}); code(err) != "quota_exceeded" {
+		t.Errorf("one more token: %v", err)
+	}
+	if _, err := r.RotateCaller(t.Context(), r.as(r.platform), single.Caller.ID, manage.TokenRotation{}); err != nil {
+		t.Errorf("one instead of another: %v", err)
+	}
+	// More than there may be, which only a restore or another program can make, stop nothing.
+	more("NULL", manage.MaxCallerTokens)
+	if err := r.store.Synchronize(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := r.DeleteCaller(t.Context(), r.as(r.platform), made.Caller.ID); err != nil || gone.Effective == nil || gone.Effective.Acknowledged != 1 {
+		t.Errorf("a caller is removed: %+v, %v", gone, err)
+	}
+}
+
 func TestCallers_RotateWithOverlapAndGo(t *testing.T) {
 	r := newRig(t)
 	made, err := r.CreateCaller(t.Context(), r.as(r.platform), manage.CallerInput{Name: "tickets", Environments: []authz.Environment{"live"}})
@@ -314,7 +393,7 @@ func TestCallers_RotateWithOverlapAndGo(t *testing.T) {
 		return err == nil
 	}
 	second, err := r.RotateCaller(t.Context(), r.as(r.platform), made.Caller.ID, manage.TokenRotation{Grace: time.Hour})
-	if err != nil || second.Effective != nil || len(second.Caller.LiveTokens(second.At)) != 2 {
+	if err != nil || second.Effective == nil || len(second.Caller.LiveTokens(second.At)) != 2 {
 		t.Fatalf("%+v, %v", second, err)
 	}
 	if !accepted(made.Secret) || !accepted(second.Secret) {

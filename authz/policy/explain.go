@@ -156,7 +156,7 @@ func (x *explainer) remedies(ctx context.Context, k *authz.Key, c *authz.Check, 
 	var found []authz.Remedy
 	for size := 1; size <= min(maxRemedyChanges, len(possible)) && len(found) == 0; size++ {
 		subsets(len(possible), size, func(chosen []int) bool {
-			key, check := copyOf(k), *c
+			key, check := k.Copy(), *c
 			remedy := authz.Remedy{Tried: true}
 			for _, i := range chosen {
 				possible[i].apply(key, &check)
@@ -179,14 +179,6 @@ func (x *explainer) remedies(ctx context.Context, k *authz.Key, c *authz.Check, 
 		}
 	}
 	return nil
-}
-
-// copyOf is a key that may be changed.
-func copyOf(k *authz.Key) *authz.Key {
-	return &authz.Key{
-		ID: k.ID, Organization: k.Organization, ExternalID: k.ExternalID, Name: k.Name, Environment: k.Environment, Scopes: slices.Clone(k.Scopes),
-		AllowedCIDRs: k.AllowedCIDRs, RateLimit: k.RateLimit, Restricted: k.Restricted, Metadata: k.Metadata,
-	}
 }
 
 // changesFor are the changes that could matter to a denial.

@@ -98,7 +98,7 @@ func scopesArePlain(builtIn, active *Source, s *Snapshot) (bool, error) {
 func (n *narrowing) about(
 	ctx context.Context, key *authz.Key, scopes []authz.Scope, traffic []authz.RecordedOfKey,
 ) (*authz.Narrowing, error) {
-	narrow := copyOf(key)
+	narrow := key.Copy()
 	narrow.Scopes = slices.Clone(scopes)
 	out := &authz.Narrowing{Policy: n.policy.snapshot.revision, Requests: make([]authz.NarrowedRequests, 0, len(traffic))}
 	for _, rows := range traffic {

@@ -87,10 +87,10 @@ func TestNarrow_WhatNothingIsAgainstDeniesNothing(t *testing.T) {
 			byShape[shape] = append(byShape[shape], sent{c, authz.AnswerOf(verdict, err).Allow})
 		}
 		if random.IntN(3) == 0 { // another fence since, and so another record
-			k = copyOf(k)
+			k = k.Copy()
 			k.AllowedCIDRs = []netip.Prefix{netip.MustParsePrefix(pick(random, "203.0.113.0/24", "2001:db8::/32"))}
 		}
-		narrow := copyOf(k)
+		narrow := k.Copy()
 		narrow.Scopes = slices.DeleteFunc(narrow.Scopes, func(authz.Scope) bool { return random.IntN(4) == 0 })
 		var traffic []authz.RecordedOfKey
 		for _, shape := range order {

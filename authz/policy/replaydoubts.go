@@ -228,8 +228,8 @@ func (d *doubts) whyRequired(shape authz.Shape) string {
 	switch {
 	case shape.Action == authz.Blank && (shape.Ambiguous || shape.Template() != ""):
 		return "an action that came with a path was not required where that matched nothing, so it was not recorded"
-	case shape.Action == authz.Blank && d.actions:
-		return "rules or new scopes look at an action, and some that were recorded were no scopes"
+	case shape.Action == authz.Blank && (d.actions || shape.Policy != d.before.revision):
+		return "rules or new scopes look at an action, or the policy was another one, and some that were recorded were no scopes"
 	case shape.Method == authz.Blank && (d.methods || d.before.unusual || d.after.unusual):
 		return "rules or routes look at methods that are not recorded as they were"
 	}

@@ -903,8 +903,11 @@ type Evidence struct {
 	Scopes           []ScopeEvidence `json:"scopes"`
 
 	// ScopesSince When a scope was last given to it.
-	ScopesSince *time.Time     `json:"scopes_since,omitempty"`
-	State       string         `json:"state"`
+	ScopesSince *time.Time `json:"scopes_since,omitempty"`
+	State       string     `json:"state"`
+
+	// UsableSince When it could be used again after it was disabled or expired, or its organization suspended.
+	UsableSince *time.Time     `json:"usable_since,omitempty"`
 	Version     int            `json:"version"`
 	Window      EvidenceWindow `json:"window"`
 }
@@ -1875,8 +1878,8 @@ type Severity string
 type SilentReplica struct {
 	Replica string `json:"replica"`
 
-	// ServesUntil It may still serve what it knew until then.
-	ServesUntil time.Time `json:"serves_until"`
+	// ServesUntil It may still serve what it knew until then; null for a policy, which it may decide by until it is heard of.
+	ServesUntil *time.Time `json:"serves_until"`
 }
 
 // Token defines model for Token.

@@ -19,7 +19,11 @@ func (p *page) receipt(e *admin.Effective, verb string, now time.Time) {
 	}
 	p.row("effective", line)
 	for _, silent := range e.Silent {
-		p.row("silent", fmt.Sprintf("%s may still serve what it knew until %s", silent.Replica, moment(silent.ServesUntil, now)))
+		line := silent.Replica + " has not said so"
+		if silent.ServesUntil != nil {
+			line = fmt.Sprintf("%s may still serve what it knew until %s", silent.Replica, moment(*silent.ServesUntil, now))
+		}
+		p.row("silent", line)
 	}
 }
 

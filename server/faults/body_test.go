@@ -172,6 +172,7 @@ func (s *site) send(c **connection, r *replica, body []byte) (status int, code s
 		}
 		*c = fresh
 	}
+	s.keepAnswer(a)
 	return a.status, a.code, a.allow
 }
 

@@ -125,8 +125,8 @@ func (k *key) deniedSince(receipt *admin.Effective) {
 	at := time.Now()
 	if receipt != nil {
 		for _, silent := range receipt.Silent {
-			if silent.ServesUntil.After(at) {
-				at = silent.ServesUntil
+			if silent.ServesUntil != nil && silent.ServesUntil.After(at) {
+				at = *silent.ServesUntil
 			}
 		}
 	}

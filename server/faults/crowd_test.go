@@ -23,6 +23,6 @@ func manyConnections(t *trial) {
 	})
 	memory, served := stopWatching(), l.stop()
 	s.judgeRatio("those who were there", served, all, 3)
-	t.timed(len(served.except("allowed")) == 0, "those who were there: %v", served)
+	s.judgeServed("those who were there", served)
 	s.judgeMemory(before, memory, 200)
 }

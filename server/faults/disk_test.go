@@ -110,7 +110,8 @@ func diskFull(t *trial) {
 	served := during.where(func(a *answer) bool { return a.allow })
 	t.exact(len(served) > 0 && len(during.except("allowed", "unavailable", "HTTP 503 unavailable", "no answer")) == 0,
 		"known keys: %v; the last allowed %.1f s after the disk was full, stale_max is %v; /readyz then %d %s", during,
-		served[len(served)-1].sent.Sub(full).Seconds(), staleMax, code, word)
+		served.lastSent().Sub(full).Seconds(), staleMax, code, word)
+	t.exact(len(served) > 0 && served.lastSent().Sub(full) >= staleMax-time.Second, "which is as long as with Postgres away, and longer while nobody can write")
 	t.exact(refused == "503 unavailable", "after %d changes that still found room, a change is answered %s", created, refused)
 	s.judgeUses(replicas[2], used, noted) // before that replica is asked for anything else
 	s.judgeRecovery(replicas, revoked, known[1:], created)

@@ -93,7 +93,7 @@ func endlessPolicy(t *trial) {
 	t.exact(most <= 1, "left running at a time: at most %d (1)", most)
 	// Each connection has two, and whoever looks at them some.
 	t.timed(mostGoroutines <= goroutines+float64(4*ours), "goroutines %.0f, then at most %.0f", goroutines, mostGoroutines)
-	t.timed(len(others.except("allowed")) == 0, "other organizations: %v", others)
+	s.judgeServed("other organizations", others)
 	s.judgeRatio("other organizations", others, took, 2)
 	t.exact(s.revisions(s.replicas) == revision, "the policy in force is the same: no step back by itself")
 	code, word := r.readiness(t)

@@ -83,6 +83,13 @@ func (l *load) stop() answers {
 	return l.soFar()
 }
 
+// keepAnswer has an answer that no load asked for be judged at the end of the row.
+func (s *site) keepAnswer(a *answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers = append(s.answers, a)
+}
+
 // soFar returns the answers until now, in the order in which they were due.
 func (l *load) soFar() answers {
 	l.mu.Lock()
@@ -218,6 +225,16 @@ func (all answers) except(outcomes ...string) answers {
 // allowed counts.
 func (all answers) allowed() int {
 	return len(all.where(func(a *answer) bool { return a.allow }))
+}
+
+// lastSent is when the last of them was sent, long ago when there is none.
+func (all answers) lastSent() (last time.Time) {
+	for _, a := range all {
+		if a.sent.After(last) {
+			last = a.sent
+		}
+	}
+	return last
 }
 
 // percentile is what a share of clients, from 0 to 1, waited at most; 1 is the maximum.

@@ -28,30 +28,32 @@ const goneOn = 60
 // again after it has gone on by itself.
 func oldCopy(t *trial) {
 	s := newSite(t)
-	keys := s.addKeys(20, plenty())
+	keys := s.addKeys(24, plenty())
 	replicas := s.start(3)
 	s.warm(replicas, keys)
 	for round, later := range []int{0, goneOn} {
-		s.restore(replicas, keys[round], keys[2:], round, later)
+		s.restore(replicas, keys[2*round:2*round+2], keys[4:], round, later)
 	}
 }
 
-// restore is one round: copy, changes, the copy in place. spare is revoked afterwards.
-func (s *site) restore(replicas []*replica, spare *key, keys []*key, round, later int) {
+// restore is one round: copy, changes, the copy in place. The two spare ones are revoked
+// afterwards: as soon as that can be, and when all have noticed.
+func (s *site) restore(replicas []*replica, spares []*key, keys []*key, round, later int) {
 	s.Helper()
-	name := "an old copy restored"
+	spare, name := spares[1], "an old copy restored"
 	if later > 0 {
 		name = fmt.Sprintf("failed over to one that then took %d changes", later)
 	}
 	v := s.newVictims(replicas[0])
 	s.eventually("all are allowed", func() bool { return s.once(replicas, v.all()...).except("allowed") == nil })
-	l := s.startLoad(plan{to: replicas, keys: append(v.all(), keys...), rate: either(s.trial, 300, 60), connections: 12})
+	l := s.startLoad(plan{to: replicas, keys: slices.Concat(v.all(), keys, spares), rate: either(s.trial, 300, 60), connections: 12})
 	dir := s.copyPostgres(round)
 	made := v.take(replicas)
 	s.eventually("what is taken away is denied everywhere", func() bool { return s.once(replicas, v.all()...).allowed() == 0 })
 	exports := s.exportAuditLog(replicas[0], v.organization)
 
 	s.replacePostgres(dir, round, later)
+	s.judgeFirstReceipt(replicas, name, spares[0])
 	noticed := within(patience, func() bool {
 		return !slices.ContainsFunc(replicas, func(r *replica) bool { return r.metric(s.trial, "keystile_store_put_back_total") < float64(round+1) })
 	})
@@ -85,6 +87,26 @@ func (s *site) restore(replicas []*replica, spare *key, keys []*key, round, late
 	if err := restarted[0].terminate(); err != nil {
 		s.Error(err)
 	}
+}
+
+// judgeFirstReceipt revokes a key as soon as a database that was put back takes a change:
+// its receipt counts, or names, every replica, whether or not they are in that database.
+func (s *site) judgeFirstReceipt(replicas []*replica, name string, k *key) {
+	s.Helper()
+	var receipt *admin.Effective
+	revoked := within(patience, func() bool {
+		change, err := s.management(replicas[0]).RevokeKey(s.Context(), k.id.String())
+		if err == nil {
+			receipt = change.Effective
+		}
+		return err == nil
+	})
+	if !revoked || receipt == nil {
+		s.exact(false, "%s: a revocation is not possible, or has no receipt", name)
+		return
+	}
+	k.deniedSince(receipt)
+	s.exact(receipt.Replicas >= len(replicas), "%s: the first receipt: %d of %d replicas after %d ms", name, receipt.Acknowledged, receipt.Replicas, receipt.WithinMs)
 }
 
 // victims are keys from which something is taken after the copy.

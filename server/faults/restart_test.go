@@ -21,7 +21,7 @@ func replicaKilled(t *trial) {
 	after := all.to(others...).where(func(a *answer) bool { return a.done.After(died) })
 	t.exact(len(after) > 0 && len(all.to(others...).where(func(a *answer) bool { return a.err != nil || a.status != 200 })) == 0,
 		"other replicas: 0 errors of %d; %v", len(all.to(others...)), all.to(others...))
-	t.timed(len(all.to(others...).except("allowed")) == 0, "decisions other than allowed there: %v", all.to(others...).except("allowed"))
+	s.judgeServed("decisions there", all.to(others...))
 	t.timed(true, "the dead one: %v", all.to(dead))
 
 	// It may come back from being cut off, as far as anyone can know: until it may no
@@ -77,6 +77,6 @@ func rollingRestart(t *trial) {
 	for _, a := range broken[:min(3, len(broken))] {
 		t.Logf("failed: %v, %v", a.outcome(), a.err)
 	}
-	t.timed(len(all.except("allowed")) == 0, "decisions: %v", all)
+	s.judgeServed("decisions", all)
 	t.timed(len(all) >= wanted, "%d requests at %d a second", len(all), l.rate)
 }

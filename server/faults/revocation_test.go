@@ -108,8 +108,8 @@ func (w *watch) revoke(on *replica) {
 	w.made.asked, w.made.receipt = asked, *change.Effective
 	denied := asked.done
 	for _, silent := range change.Effective.Silent {
-		if silent.ServesUntil.After(denied) {
-			denied = silent.ServesUntil
+		if silent.ServesUntil != nil && silent.ServesUntil.After(denied) {
+			denied = *silent.ServesUntil
 		}
 	}
 	w.made.key.denied.Store(&denied)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -87,6 +88,7 @@ func newSite(t *trial) *site {
 		"KEYSTILE_LISTEN":       "127.0.0.1:0",
 		"KEYSTILE_OPS_LISTEN":   "127.0.0.1:0",
 		"KEYSTILE_LOG_LEVEL":    "debug",
+		"KEYSTILE_STATE_DIR":    filepath.Join(s.dir, "state"),
 	}
 	s.note("servers are ready")
 	s.populate()

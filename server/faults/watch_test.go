@@ -89,6 +89,13 @@ func (s *site) fair(all answers) answers {
 	return judged
 }
 
+// judgeServed states that all were allowed. On a busy machine one in twenty may be late.
+func (s *site) judgeServed(what string, served answers) {
+	s.Helper()
+	most := either(s.trial, 0, len(served)/20)
+	s.exact(len(served) > 0 && len(served)-served.allowed() <= most, "%s: %v", what, served)
+}
+
 // wrongAllows are answers that must never be given, by what is wrong with them.
 type wrongAllows map[string]struct {
 	count int
@@ -140,6 +147,9 @@ func (s *site) inspect() {
 		}
 		s.inspectLog(r, string(raw))
 	}
+	if found := s.secretsIn(s.postgresLog()); len(found) > 0 {
+		s.exact(false, "secrets in the log of Postgres: %v", found)
+	}
 }
 
 // judgeTimes holds all answers to the promised time, but for those that the machine itself
@@ -161,6 +171,7 @@ func (s *site) judgeTimes(all answers) {
 		text += fmt.Sprintf("; %d more, max %s, while the machine stood still (%d times, %s in all)", len(all)-len(judged),
 			ms(all.percentile(1)), len(stalls), ms(still))
 	}
+	s.exact(len(all) > 0, "%d answers are judged", len(all))
 	s.timed(judged.percentile(answerShare) <= answerWithin && len(judged) >= len(all)*9/10, "%s", text)
 }
 
@@ -186,7 +197,13 @@ func (s *site) inspectLog(r *replica, log string) {
 			}
 		}
 	}
-	found := []string{}
+	if found := s.secretsIn(log); len(found) > 0 {
+		s.exact(false, "secrets in the log of replica %d: %v", r.pid, found)
+	}
+}
+
+// secretsIn tells what of all secrets that there are is in a text.
+func (s *site) secretsIn(log string) (found []string) {
 	for _, secret := range s.secrets {
 		text := secret.Reveal()
 		// What comes before and after the middle is in hints.
@@ -201,10 +218,8 @@ func (s *site) inspectLog(r *replica, log string) {
 	if strings.Contains(log, ":"+password+"@") {
 		found = append(found, "password")
 	}
-	if len(found) > 0 {
-		slices.Sort(found)
-		s.exact(false, "secrets in the log of replica %d: %v", r.pid, slices.Compact(found))
-	}
+	slices.Sort(found)
+	return slices.Compact(found)
 }
 
 // outage waits until a replica shows in all three places that a part is stood in for: in

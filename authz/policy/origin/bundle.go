@@ -49,6 +49,8 @@ type BundleOptions struct {
 	Keys bundle.Keys
 	// StateDir is where the last good bundle is kept; it is made if it is not there.
 	StateDir string
+	// MinVersion is the lowest version that is taken, whatever was kept.
+	MinVersion int64
 	// Poll is how often the server is asked, at most; 0 means DefaultBundlePoll. In fact it is
 	// between that and half of it, so that replicas spread.
 	Poll time.Duration
@@ -69,10 +71,11 @@ type Bundle struct {
 	o       BundleOptions
 	manager *plugins.Manager
 	runner  *runner
-	// path is the URL's, with its query; keptAt is the file with the last good bundle.
-	path, keptAt string
-	state        atomic.Pointer[authz.PolicyBundle]
-	patience     patience
+	// path is the URL's, with its query; keptAt is the file with the last good bundle, markAt
+	// that with its version.
+	path, keptAt, markAt string
+	state                atomic.Pointer[authz.PolicyBundle]
+	patience             patience
 
 	// All below belongs to whoever polls: Begin, and then the runner.
 
@@ -106,7 +109,11 @@ func NewBundle(o BundleOptions) (*Bundle, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	shown := shownURL(o.URL)
-	b := &Bundle{o: o, path: strings.TrimPrefix(o.URL.RequestURI(), "/"), keptAt: filepath.Join(o.StateDir, keptName(shown)), patience: patience{holdFor, answerWithin, transferWithin}}
+	kept := filepath.Join(o.StateDir, keptName(shown))
+	b := &Bundle{
+		o: o, path: strings.TrimPrefix(o.URL.RequestURI(), "/"), keptAt: kept + ".tar.gz", markAt: kept + ".version",
+		patience: patience{holdFor, answerWithin, transferWithin},
+	}
 	b.runner = &runner{bundle: b, transport: newTransport()}
 	b.state.Store(&authz.PolicyBundle{URL: shown})
 	server := url.URL{Scheme: o.URL.Scheme, User: o.URL.User, Host: o.URL.Host}
@@ -290,6 +297,8 @@ func (b *Bundle) take(ctx context.Context, archive []byte) {
 	}
 	revision := p.Source.Revision()
 	switch {
+	case p.Version < b.o.MinVersion:
+		err = b.tooLow(p)
 	case p.Version < b.version:
 		err = fmt.Errorf("the bundle's version %d is lower than %d, which was in force here; to go back, publish the older policy with a higher version", p.Version, b.version)
 	case p.Version == b.version && revision != b.revision:
@@ -300,6 +309,11 @@ func (b *Bundle) take(ctx context.Context, archive []byte) {
 		return
 	}
 	b.offer(ctx, &candidate{p, archive})
+}
+
+// tooLow says why a version is not even looked at.
+func (b *Bundle) tooLow(p *bundle.Policy) error {
+	return fmt.Errorf("the bundle's version %d is lower than %d, which KEYSTILE_POLICY_BUNDLE_MIN_VERSION asks for", p.Version, b.o.MinVersion)
 }
 
 // offer hands over a candidate, if there is one, and notes what becomes of it.

@@ -145,7 +145,7 @@ func TestBundle_ARestartDoesWithoutTheServer(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 1 {
+	if left, _ := os.ReadDir(dir); len(left) != 2 {
 		t.Errorf("beside what is kept there is more: %v", left)
 	}
 	// An older one that was signed once is no newer for the restart.
@@ -229,10 +229,39 @@ func TestBundle_WhatWasKeptIsVerifiedAgain(t *testing.T) {
 			t.Errorf("%s: %+v", name, state)
 		}
 	}
-	// What is in force next takes its place.
+	// Which version it was is known without it: nothing older takes its place.
+	s.publish(archiveOf(t, key, 4, someRego))
+	if _, v := f.next(t); v.Err == nil || !strings.Contains(v.Err.Error(), "version 4 is lower than 5") {
+		t.Errorf("%+v", v)
+	}
+	// What is in force next does.
 	s.publish(archiveOf(t, key, 6, otherRe))
 	f.next(t)
 	until(t, "it is kept", func() bool { return f.State().StorageError == "" && f.State().Version == 6 })
+}
+
+// Where nothing was kept, or what was kept is lost, the operator says what is too old.
+func TestBundle_AVersionBelowTheConfiguredOneIsNotTaken(t *testing.T) {
+	s, key := newBundleServer(t), newBundleSigner(t, "k")
+	s.publish(archiveOf(t, key, 5, someRego))
+	f := follow(t, s.URL+"/b", key.Keys(), t.TempDir())
+	f.next(t)
+	f.stop()
+	f.options.MinVersion = 6
+	for where, dir := range map[string]string{"kept": f.options.StateDir, "published": t.TempDir()} {
+		f.options.StateDir = dir
+		f = f.again(t)
+		if _, v := f.next(t); v.Err == nil || !strings.Contains(v.Err.Error(), "version 5 is lower than 6") {
+			t.Errorf("%s: %+v", where, v)
+		}
+		if f.State().Version != 0 {
+			t.Errorf("%s: it is in force: %+v", where, f.State())
+		}
+	}
+	s.publish(archiveOf(t, key, 6, otherRe))
+	if rego, v := f.next(t); rego != otherRe || v.Err != nil {
+		t.Errorf("%+v", v)
+	}
 }
 
 func TestBundle_WithoutServerAndStateNothingIsHandedOverUntilItComes(t *testing.T) {

@@ -256,7 +256,9 @@ func followWith(t *testing.T, o BundleOptions, log *logBuffer, change func(*Bund
 func (f *following) again(t *testing.T) *following {
 	t.Helper()
 	f.stop()
-	return follow(t, f.options.URL.String(), f.options.Keys, f.options.StateDir)
+	log, o := &logBuffer{}, f.options
+	o.Logger = slog.New(slog.NewTextHandler(log, nil))
+	return followWith(t, o, log, nil)
 }
 
 // next is the version that is handed over next, with its one rule.

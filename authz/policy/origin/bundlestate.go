@@ -11,22 +11,23 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/authz/policy/bundle"
 )
 
-// keptName is the file with the last good bundle from a URL: another URL begins anew.
+// keptName is what the files about the last good bundle from a URL begin with: another URL begins anew.
 func keptName(shown string) string {
 	sum := sha256.Sum256([]byte(shown))
-	return "policy-bundle-" + hex.EncodeToString(sum[:8]) + ".tar.gz"
+	return "policy-bundle-" + hex.EncodeToString(sum[:8])
 }
 
 const (
 	// halfWritten are the files that become the kept one; leftFor is how old one is that a
 	// process has left behind.
-	halfWritten = ".policy-bundle-*"
+	halfWritten = ".policy-half-*"
 	leftFor     = time.Hour
 )
 
@@ -51,17 +52,54 @@ func (b *Bundle) openState() error {
 // takeKept hands over the bundle that was kept. It has its signature, which is verified again,
 // and its version, so that nothing older is taken after a restart either.
 func (b *Bundle) takeKept(ctx context.Context) {
+	b.version, b.revision = b.readMark()
 	c, err := b.readKept()
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && b.version == 0:
 		b.o.Logger.Info("no policy bundle is kept here yet; without its server nothing is in force", slog.String("file", b.keptAt))
 	case err != nil:
-		b.storage(fmt.Errorf("the policy bundle that was kept in %s cannot be used, so its version is not known either: %w", b.keptAt, err))
+		b.storage(fmt.Errorf("the policy bundle that was kept in %s cannot be used; the highest version that was in force is %s: %w",
+			b.keptAt, shownVersion(b.version), err))
+	case c.policy.Version < b.o.MinVersion:
+		b.storage(fmt.Errorf("the policy bundle that was kept in %s is not taken: %w", b.keptAt, b.tooLow(c.policy)))
 	default:
-		b.raise(c)
-		b.kept = true
+		if c.policy.Version >= b.version {
+			b.raise(c)
+		}
+		b.archive, b.kept = c.archive, true // which is in force until there is a better one
 		b.offer(ctx, c)
 	}
+}
+
+func shownVersion(n int64) string {
+	if n == 0 {
+		return "not known"
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// readMark reads which version was the highest that was in force, and its revision; 0 when
+// that is not known. It does without keys, and is short: a bundle whose key has gone, or that
+// is torn, is still known to have been there.
+func (b *Bundle) readMark() (version int64, revision string) {
+	raw, err := os.ReadFile(b.markAt)
+	if err != nil || len(raw) > maxMark {
+		return 0, ""
+	}
+	if n, err := fmt.Sscanf(string(raw), "%d %s", &version, &revision); n != 2 || err != nil || version < 1 {
+		return 0, ""
+	}
+	return version, revision
+}
+
+const maxMark = 1 << 10
+
+// mark writes what readMark reads, unless a higher one is there.
+func (b *Bundle) mark() error {
+	if version, revision := b.readMark(); version > b.version || version == b.version && revision == b.revision {
+		return nil
+	}
+	return replaceFile(b.markAt, fmt.Appendf(nil, "%d %s\n", b.version, b.revision))
 }
 
 // readKept reads and verifies what was kept; fs.ErrNotExist when nothing was.
@@ -91,6 +129,10 @@ func (b *Bundle) readKept() (*candidate, error) {
 // tried again at the next poll; meanwhile this replica alone knows its version.
 func (b *Bundle) keep() {
 	if b.kept || b.archive == nil {
+		return
+	}
+	if err := b.mark(); err != nil {
+		b.storage(fmt.Errorf("the version of the policy bundle in force cannot be kept in %s, and a restart would not know it: %w", b.markAt, err))
 		return
 	}
 	// Replicas on one machine may share the folder, and another one may be ahead.
