@@ -130,7 +130,7 @@ func (p *policySource) offer(ctx context.Context, v origin.Version) error {
 	if v.Err != nil {
 		return p.keeper.Refuse(v.Revision(), from, v.Err) //nolint:wrapcheck // it says file and line
 	}
-	err := p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved})
+	err := p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved, Still: v.Still})
 	if err == nil && p.kept != nil {
 		p.keep()
 	}
@@ -213,6 +213,9 @@ func (p *policySource) tellUntried(err error) (tried bool) {
 	var refused *authz.PolicyRefusedError
 	if err == nil || errors.As(err, &refused) {
 		return true
+	}
+	if errors.Is(err, policy.ErrMoved) {
+		return false // what it has become comes next
 	}
 	p.log.Error("a policy could not be tried; what is in force stays", slog.Any("error", err))
 	return false

@@ -260,7 +260,7 @@ func TestHolding_ACallLeftRunningHoldsBackUntilLongAfterItsEnd(t *testing.T) {
 		t.Error("a second call is begun beside the one that is left")
 	}
 	now = now.Add(firstHold)
-	left.took, left.ended = 3*firstHold, now
+	left.took, left.ended = firstHold, now
 	close(left.done)
 	now = now.Add(holdPerCall*left.took - 1)
 	if !h.holds(other) {

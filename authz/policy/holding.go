@@ -15,9 +15,9 @@ const (
 	strikeWindow = 10 * time.Second
 	// firstHold is how long it is held back then, at least; each further overrun doubles
 	// it. A call that was left running counts holdPerCall times: held back from its end
-	// on, it takes less than an eighth of one processor.
+	// on, it takes less than a thirtieth of one processor.
 	firstHold   = time.Second
-	holdPerCall = 8
+	holdPerCall = 32
 	// longestHold is the most.
 	longestHold = time.Minute
 	// maxHeld is how many keys and organizations are remembered.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,9 +18,15 @@ type Offer struct {
 	Origin authz.PolicyOrigin
 	// AcceptRemoved is Trial's.
 	AcceptRemoved []string
+	// Still tells, when it was tried, that its source still has it; nil is always. What has changed
+	// meanwhile is neither in force nor refused: ErrMoved.
+	Still func() bool
 	// Proved tells that it was tried when it was activated: it is loaded, and not tried again.
 	Proved bool
 }
+
+// ErrMoved says that a policy was another one by the time that it was tried.
+var ErrMoved = errors.New("the policy has changed while it was tried")
 
 // Keeper keeps one policy in force: whatever is offered goes live when it proves itself, and
 // else the last good one stays and everyone can see why. Safe for concurrent use.
@@ -214,6 +221,9 @@ func (k *Keeper) Offer(ctx context.Context, o Offer) error {
 		report, err := k.Try(ctx, o.Source, o.AcceptRemoved)
 		if err != nil {
 			return err
+		}
+		if o.Still != nil && !o.Still() {
+			return ErrMoved
 		}
 		if !report.Passed() {
 			k.refuse(o.Source.revision, o.Origin, report.Problems)

@@ -68,7 +68,11 @@ func (s *site) startFlood(r *replica, order floodOrder, keys ...*key) *flood {
 	for _, k := range keys {
 		order.Keys = append(order.Keys, k.secret.Reveal())
 	}
+	// With no more than what is left over: on Linux whatever wakes up has the core at once.
 	cmd := exec.Command("nice", "-n", "19", os.Args[0])
+	if idle, err := exec.LookPath("chrt"); err == nil {
+		cmd = exec.Command(idle, "--idle", "0", os.Args[0])
+	}
 	cmd.Env = append(os.Environ(), floodVariable+"=1")
 	cmd.Stderr = os.Stderr
 	var said bytes.Buffer

@@ -22,8 +22,10 @@ const (
 	// pollEvery is the backstop behind notifications, which some file systems do not give.
 	pollEvery = time.Second
 	// settleFor is how long nothing may change before a directory is read: an editor that
-	// saves writes several files, and a file in several steps.
-	settleFor = 150 * time.Millisecond
+	// saves writes several files, and a file in several steps. wholeFor is how long what was
+	// read must stay as it is where nothing takes its time afterwards.
+	settleFor = 75 * time.Millisecond
+	wholeFor  = 150 * time.Millisecond
 	// beginAttempts is how often a directory is read at first that changes meanwhile.
 	beginAttempts = 10
 	// settleMost is how long changes that go on keep a directory from being read.
@@ -53,6 +55,8 @@ type Version struct {
 	Source *policy.Source
 	// AcceptRemoved are the tests that may fail.
 	AcceptRemoved []string
+	// Still tells whether its place has it still; nil where that does not matter.
+	Still func() bool
 	// Err is why it must not be in force whatever it says; Source is nil when it could not even
 	// be read.
 	Err error
@@ -132,7 +136,7 @@ func readAccepted(fsys fs.FS) ([]string, error) {
 // Begin reads the policy that is there, as a whole; Watch goes on from there.
 func (d *Directory) Begin(ctx context.Context) Version {
 	for range beginAttempts {
-		if v, ok := d.whole(ctx); ok {
+		if v, ok := d.whole(ctx, true); ok {
 			return v
 		}
 	}
@@ -141,8 +145,8 @@ func (d *Directory) Begin(ctx context.Context) Version {
 
 // Watch hands over the policy whenever the directory has become another one than it was
 // handed over last, or at Begin, until ctx ends. What is half written is waited for: a
-// directory is read when it has been still for a moment, and handed over when it is the same
-// a second time.
+// directory is read when it has been still for a moment, and what is handed over can tell
+// whether it is still so when it was tried.
 //
 // hand is called on this goroutine; while it runs, changes wait. When it returns false, the
 // same is handed over again a moment later.
@@ -175,7 +179,7 @@ func (d *Directory) Watch(ctx context.Context, hand func(context.Context, Versio
 			d.watchFolders(watcher) // there may be new ones
 		}
 		before := d.revision
-		v, ok := d.whole(ctx)
+		v, ok := d.whole(ctx, false)
 		if !ok {
 			continue
 		}
@@ -206,16 +210,20 @@ func (d *Directory) settle(ctx context.Context, events <-chan fsnotify.Event) {
 	}
 }
 
-// whole reads the directory; it is not ok while it changes under our eyes.
-func (d *Directory) whole(ctx context.Context) (Version, bool) {
+// whole reads the directory; it is not ok while it changes under our eyes. Without wait that is
+// left to who tries what was read, if it could be read at all.
+func (d *Directory) whole(ctx context.Context, wait bool) (Version, bool) {
 	before := d.signature()
 	v := d.Read(ctx)
-	wait := time.NewTimer(settleFor)
-	defer wait.Stop()
-	select {
-	case <-wait.C:
-	case <-ctx.Done():
-		return Version{}, false
+	v.Still = func() bool { return d.signature() == before }
+	if wait || v.Err != nil {
+		still := time.NewTimer(wholeFor)
+		defer still.Stop()
+		select {
+		case <-still.C:
+		case <-ctx.Done():
+			return Version{}, false
+		}
 	}
 	if d.signature() != before {
 		return Version{}, false
