@@ -129,7 +129,7 @@ func settings() []setting {
 			parse: parseBundleVersion,
 		},
 		{
-			name: "state_dir", form: "folder for what a restart needs (the last good policy); empty: $STATE_DIRECTORY, or keystile in $XDG_STATE_HOME, ~/.local/state or /var/lib",
+			name: "state_dir", form: "folder for what a restart needs (the last good policy, usage that could not be written); empty: $STATE_DIRECTORY, or keystile in $XDG_STATE_HOME, ~/.local/state or /var/lib",
 			parse: parseText(func(c *Config) *string { return &c.StateDir }),
 		},
 		{

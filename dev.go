@@ -229,6 +229,7 @@ func (d *dev) environment() map[string]string {
 		"KEYSTILE_OPS_LISTEN":   d.options.opsListen,
 		// Beside the database, as in earnest: `audit-log verify --checkpoint` reads it.
 		"KEYSTILE_AUDIT_CHECKPOINTS": filepath.Join(d.options.dir, "audit-checkpoints"),
+		"KEYSTILE_STATE_DIR":         filepath.Join(d.options.dir, "state"),
 	}
 	if d.redis != nil {
 		env["KEYSTILE_REDIS_URL"] = d.redis.URL()

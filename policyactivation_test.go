@@ -154,6 +154,11 @@ func TestE2E_APolicyIsActivatedOnEveryReplicaOrRefused(t *testing.T) {
 		t.Errorf("once more: %v", err)
 	}
 	load.end(map[string]string{*before.Revision: "allowed", *change.Activation.Revision: "closed"})
+	analysis := must(m.client.AnalyzePolicy(ctx))
+	if now := must(m.client.Policy(ctx)); analysis.Revision != *now.Revision || len(analysis.Entrypoints) != 3 || !analysis.Entrypoints[0].Deterministic ||
+		!slices.Contains(analysis.Entrypoints[0].Reads, "input.key.scopes") {
+		t.Errorf("%+v", analysis)
+	}
 	history := must(m.client.ListPolicyHistory(ctx, admin.ListPolicyHistoryParams{}))
 	if len(history.Items) != 2 || !history.Items[0].RolledBack || history.Items[1].Note != note {
 		t.Errorf("%+v", history.Items)
@@ -227,8 +232,9 @@ func TestE2E_AnEditOfThePolicyDirectoryIsInForceOrRefused(t *testing.T) {
 	if *refused.Revision != *first.Revision || *refused.Refused.Problems[0].File != "keystile/rules/closed/closed.rego" {
 		t.Errorf("%+v", refused.Refused)
 	}
-	if _, page := get(t, client, m.opsURL+"/metrics"); !strings.Contains(page, "keystile_policy_refused 1") {
-		t.Error("no metric tells of the refusal")
+	if _, page := get(t, client, m.opsURL+"/metrics"); !strings.Contains(page, "keystile_policy_refused 1") ||
+		!strings.Contains(page, `file="keystile/rules/closed/closed.rego"`) {
+		t.Error("no metric tells of the refusal, and where it is")
 	}
 	if _, page := get(t, client, m.opsURL+"/readyz"); !strings.Contains(page, "keystile/rules/closed/closed.rego") {
 		t.Error("the ops listener does not tell what is wrong")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -114,15 +115,16 @@ func bundleFigures(b authz.PolicyBundle) []server.Figure {
 }
 
 func policyFigures(state authz.PolicyState) []server.Figure {
-	refused, age := 0.0, 0.0
+	refused, refusedAge, age := 0.0, 0.0, 0.0
 	if state.Refused != nil {
-		refused = 1
+		refused, refusedAge = 1, time.Since(state.Refused.At).Seconds()
 	}
 	if !state.Since.IsZero() {
 		age = time.Since(state.Since).Seconds()
 	}
 	all := []server.Figure{
 		{Name: "policy_refused", Help: "1 while the last policy that was to be in force is refused, and the one before it stays.", Value: refused},
+		{Name: "policy_refused_age_seconds", Help: "Time since it was refused; 0 while none is.", Value: refusedAge},
 		{Name: "policy_age_seconds", Help: "Time since the policy in force came into force.", Value: age},
 		{
 			Name: "policy_info", Help: "The policy in force.", Value: 1,
@@ -133,9 +135,13 @@ func policyFigures(state authz.PolicyState) []server.Figure {
 		all = append(all, bundleFigures(*state.Bundle)...)
 	}
 	if r := state.Refused; r != nil {
+		labels := map[string]string{"revision": r.Revision, "origin": string(r.Origin), "stage": "", "file": "", "line": ""}
+		if len(r.Problems) > 0 {
+			p := r.Problems[0]
+			labels["stage"], labels["file"], labels["line"] = string(p.Stage), p.File, strconv.Itoa(p.Line)
+		}
 		all = append(all, server.Figure{
-			Name: "policy_refused_info", Help: "The policy that is refused.", Value: 1,
-			Labels: map[string]string{"revision": r.Revision, "origin": string(r.Origin)},
+			Name: "policy_refused_info", Help: "The policy that is refused, and where its first problem is.", Value: 1, Labels: labels,
 		})
 	}
 	return all

@@ -102,7 +102,7 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	s.store, err = store.Open(ctx, store.Options{
 		URL: cfg.DatabaseURL, Peppers: cfg.Peppers, StaleMax: cfg.StaleMax, Deployment: cfg.Deployment,
 		UsageRetention: cfg.UsageRetention, UsageDaysRetention: cfg.UsageDaysRetention, UsageNetwork: cfg.UsageNetwork,
-		Decisions: cfg.Decisions, Logger: log,
+		SpillDir: stateDir(cfg), Decisions: cfg.Decisions, Logger: log,
 	})
 	if err != nil {
 		return dependencyError(err)

@@ -133,6 +133,8 @@ type FindingsPolicy interface {
 	Revision() string
 	// Steps are what facts are rounded down to before they are judged.
 	Steps() *EvidenceSteps
+	// Kinds are the kinds of findings that it says how much they matter, sorted.
+	Kinds() []FindingCode
 	// Judge asks the policy about facts. An error means that it could not be decided.
 	Judge(ctx context.Context, f *Facts) (Ruling, error)
 }

@@ -102,6 +102,7 @@ func accessRows(w *world) []accessRow {
 		{operation: "listReplicas", path: "/v1/replicas", own: none, foreign: none, readOnly: true},
 
 		{operation: "getPolicy", path: "/v1/policy", own: none, foreign: none, readOnly: true},
+		{operation: "analyzePolicy", path: "/v1/policy/analyze", own: none, foreign: none, readOnly: true},
 		{operation: "listPolicyHistory", path: "/v1/policy/history", own: none, foreign: none, readOnly: true},
 		{operation: "diffPolicy", path: "/v1/policy/diff", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none, readOnly: true},
 		{operation: "testPolicy", path: "/v1/policy/test", body: `{"files":{"a.rego":"package a"}}`, own: none, foreign: none, readOnly: true},

@@ -87,8 +87,7 @@ func formatOf(lines []string) (audit.Format, bool) {
 	if strings.TrimSpace(text) == "" {
 		return audit.JSON, true
 	}
-	var best audit.Format
-	bestWeight := 0.0
+	weights := map[audit.Format]acceptance{}
 	for part := range strings.SplitSeq(text, ",") {
 		media, parameters, err := mime.ParseMediaType(part)
 		if err != nil {
@@ -100,15 +99,29 @@ func formatOf(lines []string) (audit.Format, bool) {
 				continue
 			}
 		}
-		i := slices.IndexFunc(mediaOfFindings(), func(own string) bool {
+		for i, own := range mediaOfFindings() {
+			// What names a form more closely says more of it, also that it is not wanted.
 			kind, _, _ := strings.Cut(own, "/")
-			return media == own || media == kind+"/*" || media == "*/*"
-		})
-		if i >= 0 && weight > bestWeight {
-			best, bestWeight = findingFormats()[i], weight
+			closeness := slices.Index([]string{"*/*", kind + "/*", own}, media)
+			if of := findingFormats()[i]; closeness >= 0 && closeness >= weights[of].closeness {
+				weights[of] = acceptance{closeness, weight}
+			}
 		}
 	}
-	return best, bestWeight > 0
+	var best audit.Format
+	var most acceptance
+	for _, of := range findingFormats() {
+		if w := weights[of]; w.weight > most.weight || w.weight == most.weight && w.closeness > most.closeness {
+			best, most = of, w
+		}
+	}
+	return best, most.weight > 0
+}
+
+// acceptance is how much a form is wanted, by the part of Accept that names it the most closely.
+type acceptance struct {
+	closeness int
+	weight    float64
 }
 
 // findingsAnswer is written as it is found. What goes wrong before the first byte is an answer

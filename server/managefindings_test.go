@@ -111,6 +111,10 @@ func TestFindings_AreAsTheDocumentSays(t *testing.T) {
 			t.Errorf("the last line is %s", lines[len(lines)-1])
 		}
 	}
+	// Of a word that is misspelled nothing is ever found, and a gate would be green.
+	if said := w.must(422, w.platform, "GET", "/v1/findings?code=unused_scop", "").Body.String(); !strings.Contains(said, "unused_scope") {
+		t.Error(said)
+	}
 	for query, keys := range map[string]int{"?code=unused_scope": 1, "?code=over_limit_habit": 0, "?code=unused_scope&severity=high": 0} {
 		got := w.must(200, w.platform, "GET", "/v1/organizations/"+w.acme.id+"/findings"+query, "")
 		if n := len(got.at("keys").([]any)); n != keys || got.at("summary", "keys_with_findings") != float64(keys) {
@@ -135,6 +139,8 @@ func TestFindings_AreAsTheDocumentSays(t *testing.T) {
 
 // breaking finds something of many keys, and then breaks.
 type breaking struct{ after int }
+
+func (breaking) Kinds() ([]authz.FindingCode, error) { return nil, nil }
 
 func (b breaking) Audit(_ context.Context, _ authz.EvidenceStream, each func(*authz.KeyFindings) error) (authz.AuditSummary, error) {
 	for range b.after {

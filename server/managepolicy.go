@@ -48,6 +48,24 @@ func (m *management) GetPolicy(ctx context.Context, _ api.GetPolicyRequestObject
 	return out, nil
 }
 
+// AnalyzePolicy implements api.StrictServerInterface.
+func (m *management) AnalyzePolicy(ctx context.Context, _ api.AnalyzePolicyRequestObject) (api.AnalyzePolicyResponseObject, error) {
+	ctx, r := requestOf(ctx)
+	revision, entrypoints, err := m.service.AnalyzePolicy(ctx, r)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // fail reads it
+	}
+	return api.AnalyzePolicy200JSONResponse{
+		Revision: revision,
+		Entrypoints: each(entrypoints, func(a authz.PolicyAnalysis) api.PolicyEntrypoint {
+			return api.PolicyEntrypoint{
+				Entrypoint: a.Entrypoint, Rules: a.Rules, Deterministic: a.Deterministic(), Reads: a.Reads, Data: a.Data,
+				Builtins: a.Builtins, Nondeterministic: a.Nondeterministic,
+			}
+		}),
+	}, nil
+}
+
 // ListPolicyHistory implements api.StrictServerInterface.
 func (m *management) ListPolicyHistory(
 	ctx context.Context, in api.ListPolicyHistoryRequestObject,

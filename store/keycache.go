@@ -71,6 +71,8 @@ type keyCache struct {
 	recentDigests       map[authz.Digest]int64
 	recentOrganizations map[authz.OrganizationID]int64
 	learned             *learned
+	// bytes bounds known, and what learned keeps.
+	bytes uint64
 }
 
 func newKeyCache(bytes uint64) (*keyCache, error) {
@@ -96,6 +98,7 @@ func newKeyCache(bytes uint64) (*keyCache, error) {
 		recentDigests:       make(map[authz.Digest]int64),
 		recentOrganizations: make(map[authz.OrganizationID]int64),
 		learned:             newLearned(),
+		bytes:               bytes,
 	}, nil
 }
 
@@ -188,10 +191,11 @@ func (c *keyCache) putBack(n int64) (revocations int, complete bool) {
 	defer c.mu.Unlock()
 	for d, e := range c.known.All() {
 		if !e.outdated() {
-			c.learned.keep(d, e)
+			c.learned.keep(d, e, c.bytes/2)
 		}
 	}
 	c.forgetAll(n)
+	c.known.SetMaximum(c.bytes - c.learned.keptBytes) // both together stay within it
 	c.organizations.reset()
 	return len(c.learned.revoked) + len(c.learned.secrets), !c.learned.full
 }

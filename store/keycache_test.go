@@ -58,6 +58,48 @@ func TestKeyCache_ItsBytesAreBoundedAndKnown(t *testing.T) {
 	runtime.KeepAlive(c)
 }
 
+// After the database was put back, what is kept of before and what is read since stay within the
+// bound together; of what found no place it is known that an older row is not to be served.
+func TestKeyCache_WhatAPutBackKeepsIsWithinItsBound(t *testing.T) {
+	const bound, keys = 1 << 20, 2000
+	c := newTestCache(t, bound)
+	of := c.organizations.organization(authz.NewOrganizationID(time.Now()))
+	organization := &authz.Organization{Name: "Acme"}
+	entries := map[authz.Digest]*cachedKey{}
+	for n := range keys {
+		d, e := entryOf(n, of, organization)
+		e.key.Revision = 7
+		c.put(d, e)
+		entries[d] = e
+	}
+	c.known.CleanUp()
+	cached := map[authz.Digest]bool{}
+	for d := range c.known.All() {
+		cached[d] = true
+	}
+	c.putBack(8)
+	if c.learned.keptBytes > bound/2 || len(c.learned.kept) < 100 || c.known.GetMaximum()+c.learned.keptBytes > bound {
+		t.Errorf("%d records of %d bytes are kept, beside a cache of %d", len(c.learned.kept), c.learned.keptBytes, c.known.GetMaximum())
+	}
+	served, refused := 0, 0
+	for d := range cached {
+		older := entries[d].key.Copy()
+		older.Revision = 3
+		e := c.learned.judge(d, &cachedKey{key: older, secret: entries[d].secret, organization: of, asOf: 9})
+		switch {
+		case e.bad != nil:
+			refused++
+		case e.key.Revision == 7:
+			served++
+		default:
+			t.Fatalf("an older row is served: %+v", e.key)
+		}
+	}
+	if served == 0 || refused == 0 {
+		t.Errorf("%d as they were, %d refused", served, refused)
+	}
+}
+
 func heap() uint64 {
 	runtime.GC()
 	var m runtime.MemStats

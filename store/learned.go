@@ -28,8 +28,10 @@ type learned struct {
 	revoked       map[authz.KeyID]int64
 	secrets       map[authz.SecretID]int64
 	organizations map[authz.OrganizationID]changedOrganization
-	// kept are records that were in memory when the database was put back.
-	kept map[authz.Digest]*cachedKey
+	// kept are records that were in memory when the database was put back, keptBytes about what
+	// they take.
+	kept      map[authz.Digest]*cachedKey
+	keptBytes uint64
 	// full tells that a revocation has found no place.
 	full bool
 }
@@ -93,12 +95,26 @@ func (l *learned) see(d authz.Digest, e *cachedKey) {
 
 func unixOf(t time.Time) sql.NullInt64 { return sql.NullInt64{Int64: t.Unix(), Valid: !t.IsZero()} }
 
-// keep remembers the records that are in memory when the database is put back.
-func (l *learned) keep(d authz.Digest, e *cachedKey) {
-	if l.kept == nil {
-		l.kept = make(map[authz.Digest]*cachedKey)
+// keep remembers a record that is in memory when the database is put back, within so many
+// bytes for all. Of what finds no place it is known that an older row is not to be served.
+func (l *learned) keep(d authz.Digest, e *cachedKey, most uint64) {
+	l.drop(d)
+	if n := uint64(e.bytes()); l.keptBytes+n <= most {
+		if l.kept == nil {
+			l.kept = make(map[authz.Digest]*cachedKey)
+		}
+		l.kept[d] = e
+		l.keptBytes += n
+		return
 	}
-	l.kept[d] = e
+	l.learn([]changedKey{{digest: d, id: e.key.ID, secret: e.secret.ID, revision: e.key.Revision}}, nil)
+}
+
+func (l *learned) drop(d authz.Digest) {
+	if e := l.kept[d]; e != nil {
+		l.keptBytes -= uint64(e.bytes())
+		delete(l.kept, d)
+	}
 }
 
 // judge turns what was read into what may be served, in the light of what is known.
@@ -112,7 +128,7 @@ func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
 	if kept := l.kept[d]; kept != nil && kept.key.Revision > key.Revision {
 		key, secret = narrower(kept.key, e.key), narrowerSecret(kept.secret, e.secret)
 	} else {
-		delete(l.kept, d)
+		l.drop(d)
 		gone := revoked || ended || !key.RevokedAt.IsZero() || !secret.RevokedAt.IsZero()
 		if l.changed[key.ID] > key.Revision && !gone {
 			return &cachedKey{organization: e.organization, bad: errPutBack, asOf: e.asOf}

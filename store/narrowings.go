@@ -88,6 +88,7 @@ type narrowingRow struct {
 	Evidence       []byte               `db:"evidence"`
 	UndoneAt       sql.NullTime         `db:"undone_at"`
 	UndoneBy       sql.NullString       `db:"undone_by"`
+	Widened        sql.NullBool         `db:"widened"`
 }
 
 //nolint:unparam // rows of other things can be bad
@@ -95,17 +96,20 @@ func (r narrowingRow) thing() (manage.KeyNarrowing, error) {
 	return manage.KeyNarrowing{
 		Key: r.KeyID, Organization: r.OrganizationID, Revision: r.Revision, At: r.NarrowedAt.UTC(), By: r.NarrowedBy,
 		Before: strung[authz.Scope](r.Before), After: strung[authz.Scope](r.After), Version: r.Version, Evidence: r.Evidence,
-		UndoneAt: utc(r.UndoneAt), UndoneBy: r.UndoneBy.String,
+		UndoneAt: utc(r.UndoneAt), UndoneBy: r.UndoneBy.String, Widened: r.Widened.Bool,
 	}, nil
 }
 
 // KeyNarrowing implements manage.Reader.
 func (r *reads) KeyNarrowing(ctx context.Context, t manage.Tenant, key authz.KeyID, since time.Time) (*manage.KeyNarrowing, error) {
 	return one[manage.KeyNarrowing, narrowingRow](ctx, r, "read what was taken from a key", `
-		SELECT key_id, revision, organization_id, narrowed_at, narrowed_by, scopes_before, scopes_after, key_version, evidence, undone_at, undone_by
-		FROM key_narrowings
-		WHERE ($1::boolean OR organization_id = $2::uuid) AND key_id = $3::uuid AND undone_at IS NULL AND narrowed_at > $4
-		ORDER BY revision DESC LIMIT 1`, t.Everyone(), t.Organization(), key, since)
+		SELECT n.key_id, n.revision, n.organization_id, n.narrowed_at, n.narrowed_by, n.scopes_before, n.scopes_after, n.key_version, n.evidence,
+			n.undone_at, n.undone_by,
+			-- An undoing gives scopes as well.
+			k.scopes_since > GREATEST(n.narrowed_at, (SELECT max(u.undone_at) FROM key_narrowings u WHERE u.key_id = n.key_id)) AS widened
+		FROM key_narrowings n JOIN api_keys k ON k.id = n.key_id
+		WHERE ($1::boolean OR n.organization_id = $2::uuid) AND n.key_id = $3::uuid AND n.undone_at IS NULL AND n.narrowed_at > $4
+		ORDER BY n.revision DESC LIMIT 1`, t.Everyone(), t.Organization(), key, since)
 }
 
 // InsertKeyNarrowing implements manage.Writer, and forgets some that cannot be undone any more.

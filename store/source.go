@@ -50,8 +50,10 @@ type changeSet struct {
 	mark, markThen mark
 	// now is Postgres' time.
 	now time.Time
-	// live are the replicas with a fresh heartbeat, by id.
-	live          []string
+	// live is the number of replicas with a fresh heartbeat, counting are the ids of those that
+	// receipts count.
+	live          int64
+	counting      []string
 	keys          []changedKey
 	retired       []authz.Digest
 	organizations []changedOrganization
@@ -95,7 +97,9 @@ const (
 // after the revision it tells can appear later with a smaller one.
 const changesSQL = `
 SELECT r.n, r.mark::text AS mark, COALESCE(m.mark::text, '') AS mark_then, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,
-	(SELECT COALESCE(string_agg(id::text, ' '), '') FROM replicas WHERE heartbeat_at > clock_timestamp() - $4::bigint * interval '1 ms') AS live, x.*
+	(SELECT count(*) FROM replicas WHERE heartbeat_at > clock_timestamp() - $4::bigint * interval '1 ms') AS live,
+	(SELECT COALESCE(string_agg(id::text, ' '), '') FROM replicas
+		WHERE heartbeat_at + (stale_max_ms + $5::bigint) * interval '1 ms' > clock_timestamp()) AS counting, x.*
 FROM revision r LEFT JOIN revision_marks m ON m.n = $3 LEFT JOIN (
 	SELECT 'key' AS kind, s.digest, k.id AS key_id, s.id AS secret_id, NULL::uuid AS organization_id, k.revision, ` + revokedKeyAt + `, ` + revokedSecretAt + `, NULL::boolean AS suspended
 	FROM api_keys k JOIN key_secrets s ON s.key_id = k.id WHERE k.revision > $1
@@ -127,7 +131,8 @@ type changeRow struct {
 	Mark           mark                 `db:"mark"`
 	MarkThen       mark                 `db:"mark_then"`
 	NowUS          int64                `db:"now_us"`
-	Live           string               `db:"live"`
+	Live           int64                `db:"live"`
+	Counting       string               `db:"counting"`
 	Kind           sql.NullString       `db:"kind"`
 	Digest         []byte               `db:"digest"`
 	KeyID          authz.KeyID          `db:"key_id"`
@@ -147,7 +152,7 @@ func (p postgres) changes(ctx context.Context, since int64) (*changeSet, error) 
 		since = math.MaxInt64 // nothing is in memory yet that could have changed
 	}
 	var rows []changeRow
-	err := p.changing.SelectContext(ctx, &rows, changesSQL, since, maxChanges, at, liveFor.Milliseconds())
+	err := p.changing.SelectContext(ctx, &rows, changesSQL, since, maxChanges, at, liveFor.Milliseconds(), heartbeatGrace.Milliseconds())
 	if err != nil {
 		return nil, translate("read what has changed", err)
 	}
@@ -156,7 +161,8 @@ func (p postgres) changes(ctx context.Context, since int64) (*changeSet, error) 
 	}
 	first := &rows[0]
 	set := &changeSet{
-		n: first.N, mark: first.Mark, markThen: first.MarkThen, now: time.UnixMicro(first.NowUS), live: strings.Fields(first.Live),
+		n: first.N, mark: first.Mark, markThen: first.MarkThen, now: time.UnixMicro(first.NowUS), live: first.Live,
+		counting:   strings.Fields(first.Counting),
 		everything: len(rows) >= maxChanges,
 	}
 	for i := range rows {

@@ -46,6 +46,9 @@ type Options struct {
 	UsageNetwork UsageNetwork
 	// Decisions tells which decisions are kept.
 	Decisions DecisionsKept
+	// SpillDir is the folder in which usage is kept that could not be written when the store was
+	// closed; what is there is written by the next one that is opened. "" keeps none.
+	SpillDir string
 	// Logger gets what an operator should know; nil discards it. No secret is logged.
 	Logger *slog.Logger
 }
@@ -87,6 +90,10 @@ type Store struct {
 	// usageBatches are on their way, guarded by usageWriting.
 	usageBatches []*usageBatch
 	usageWriting sync.Mutex
+	// spillDir is Options.SpillDir, spillRead tells that what was there is written; it is guarded
+	// by usageWriting.
+	spillDir  string
+	spillRead bool
 	// countedRevision is a revision: what was counted before it was applied is written.
 	countedRevision atomic.Int64
 	// usageRetention is for how long usage is kept, by the hour and by the day.
@@ -190,6 +197,7 @@ func newStore(o Options) (*Store, error) {
 		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1), shadowChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
+	s.spillDir = o.SpillDir
 	s.usageRetention = cmp.Or(o.UsageRetention, DefaultUsageRetention)
 	s.usageDaysRetention = max(cmp.Or(o.UsageDaysRetention, DefaultUsageDaysRetention), s.usageRetention)
 	s.usageNetwork = o.UsageNetwork

@@ -80,6 +80,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	}
 	s.applied.Store(set.n)
 	s.appliedMark = set.mark
+	s.peers.see(set.counting, s.clock.elapsed())
 	s.countLive(set.live)
 	s.contact.Store(int64(min(before, covered))) // what was read is as old as the question
 	if s.lost.Swap(false) {
@@ -123,11 +124,10 @@ func (s *Store) doubtReplicas() {
 	s.peers.doubt(now + s.staleMax + heartbeatGrace)
 }
 
-// countLive notes which replicas there are, and how many. While heartbeats fail, or have only just
+// countLive notes how many replicas there are. While heartbeats fail, or have only just
 // come back, fewer are seen than there are, and each would take too large a share.
-func (s *Store) countLive(ids []string) {
-	r, now, seen := &s.replica, s.clock.elapsed(), int64(len(ids))
-	s.peers.see(ids, now)
+func (s *Store) countLive(seen int64) {
+	r, now := &s.replica, s.clock.elapsed()
 	if r.failing || now-r.beaten > liveFor {
 		r.unsure = now + 2*liveFor
 	}

@@ -22,6 +22,9 @@ import (
 const (
 	// maxUsageAtOnce bounds the rows of one table in one statement, give or take one count's.
 	maxUsageAtOnce = 5_000
+	// maxHalvings bounds the search for bad rows in what is written at a time: it finds five of
+	// them among as many as a batch has.
+	maxHalvings = 64
 	// lastUsageLimit bounds the last writing of a store that is closed: as much as waits at
 	// most takes a second or two.
 	lastUsageLimit = 5 * time.Second
@@ -42,8 +45,15 @@ func (s *Store) recordUsage(ctx context.Context) {
 	}, func(ctx context.Context) {
 		flushLast(ctx, lastUsageLimit, s.flushUsage, func(err error) {
 			lost := s.usage.counted() - s.usage.stored.Load() - s.usage.dropped.Load()
-			s.usage.dropped.Add(lost)
-			s.log.Error("the last usage could not be written; it is lost", slog.Int64("decisions", lost), slog.Any("error", err))
+			path, kept, unkept := s.spillUsage()
+			if path != "" {
+				s.log.Warn("the last usage could not be written; it is kept for the next start", slog.Int64("decisions", kept), slog.String("file", path),
+					slog.Any("error", err))
+			}
+			if lost -= kept; lost > 0 {
+				s.usage.dropped.Add(lost)
+				s.log.Error("the last usage could not be written; it is lost", slog.Int64("decisions", lost), slog.Any("error", errors.Join(err, unkept)))
+			}
 		})
 	})
 }
@@ -55,6 +65,9 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	defer s.usageWriting.Unlock()
 	if !s.admitted.Load() {
 		return nil // nothing is written to a database that may not be ours
+	}
+	if err := s.recoverUsage(ctx); err != nil {
+		return err
 	}
 	// What waits, and then what has come since.
 	if err := s.writeBatches(ctx); err != nil {
@@ -72,11 +85,17 @@ func (s *Store) flushUsage(ctx context.Context) error {
 	return nil
 }
 
-// writeBatches writes what waits.
+// writeBatches writes what waits. Of a batch that Postgres will never take the part is looked for
+// that it does not take: one bad row costs itself.
 func (s *Store) writeBatches(ctx context.Context) error {
+	halvings := 0
 	for len(s.usageBatches) > 0 {
 		batch := s.usageBatches[0]
 		switch err := s.writeUsage(ctx, batch); {
+		case isBadData(err) && len(batch.rows) > 1 && halvings < maxHalvings:
+			halvings++
+			s.usageBatches = slices.Concat(batch.halves(), s.usageBatches[1:])
+			continue
 		case isBadData(err):
 			// It would be so the next time, and keep all others waiting.
 			s.usage.dropped.Add(batch.n)
@@ -96,6 +115,20 @@ func (s *Store) writeBatches(ctx context.Context) error {
 func isBadData(err error) bool {
 	var refused *pq.Error
 	return errors.As(err, &refused) && slices.Contains([]string{"21", "22", "23"}, string(refused.Code.Class()))
+}
+
+// halves are the same rows under ids of their own: nothing of the batch is written.
+func (b *usageBatch) halves() []*usageBatch {
+	var parts []*usageBatch
+	half := len(b.rows) / 2
+	for _, rows := range [][]usageRow{b.rows[:half], b.rows[half:]} {
+		part := &usageBatch{id: newBatchID(), rows: rows}
+		for _, r := range rows {
+			part.n += r.n
+		}
+		parts = append(parts, part)
+	}
+	return parts
 }
 
 func batchesOf(rows []usageRow) []*usageBatch {
@@ -124,20 +157,38 @@ func newBatchID() string {
 // writeUsage writes a batch, or finds that it was written: an answer may be lost after the
 // commit.
 func (s *Store) writeUsage(ctx context.Context, batch *usageBatch) error {
-	hours, shapes, err := usageRecords(batch.rows)
+	tables, err := usageTablesOf(batch)
 	if err != nil {
 		return err
 	}
+	return s.writeTables(ctx, batch.id, tables)
+}
+
+// usageTablesOf are a batch's rows as JSON, one text a table: shapes, hours, networks, secrets
+// and scopes.
+func usageTablesOf(batch *usageBatch) ([]string, error) {
+	hours, shapes, err := usageRecords(batch.rows)
+	if err != nil {
+		return nil, err
+	}
 	secrets, scopes := useRecords(batch.rows)
-	args := []any{batch.id, s.hoursHorizon()}
+	var tables []string
 	for _, records := range []any{shapes, hours, networkRecords(batch.rows), secrets, scopes} {
 		text, err := json.Marshal(records)
 		if err != nil {
-			return err //nolint:wrapcheck // writeBatches does
+			return nil, err //nolint:wrapcheck // writeBatches does
 		}
-		args = append(args, string(text))
+		tables = append(tables, string(text))
 	}
-	_, err = s.manage.ExecContext(ctx, writeUsageSQL, args...)
+	return tables, nil
+}
+
+func (s *Store) writeTables(ctx context.Context, id string, tables []string) error {
+	args := []any{id, s.hoursHorizon()}
+	for _, text := range tables {
+		args = append(args, text)
+	}
+	_, err := s.manage.ExecContext(ctx, writeUsageSQL, args...)
 	return err //nolint:wrapcheck // writeBatches looks at it
 }
 

@@ -26,6 +26,15 @@ type Auditor struct{ policies authz.FindingsPolicies }
 // New returns an Auditor that asks for the policy in force at the beginning of every audit.
 func New(policies authz.FindingsPolicies) *Auditor { return &Auditor{policies} }
 
+// Kinds are the kinds of findings of the policy in force, sorted.
+func (a *Auditor) Kinds() ([]authz.FindingCode, error) {
+	policy, err := a.policies.Findings()
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it is said as it should be
+	}
+	return policy.Kinds(), nil
+}
+
 // Audit judges all evidence of a stream by one policy, whatever is in force meanwhile, and hands
 // out what is found of each key, those without findings too, until each fails. Memory does not
 // grow with the number of keys. What each is given is its own.

@@ -132,7 +132,7 @@ func (r *htmlRenderer) page(s *authz.AuditSummary) page {
 	case s.Window.RecordedSince.After(s.Window.Since):
 		p.Recorded = "Counts are kept since " + longDate(s.Window.RecordedSince) + "; nothing older is known."
 	default:
-		p.Recorded = fmt.Sprintf("All of these %d days were counted; nothing older was asked.", int(s.Window.Until.Sub(s.Window.Since)/(24*time.Hour)))
+		p.Recorded = "All of it was counted, " + amount(int64(s.Window.Until.Sub(s.Window.Since)/(24*time.Hour)), "day") + "; nothing older was asked."
 	}
 	p.Tiles = []tile{
 		{Label: "keys looked at", Value: number(s.Keys)},
@@ -340,7 +340,7 @@ func cellOf(e *authz.Evidence, scope authz.Scope) cell {
 	days := strconv.Itoa(s.DaysUsed) + " d"
 	switch {
 	case s.Granted && s.DaysUsed > 0:
-		return cell{"used", days, fmt.Sprintf("granted, exercised on %d days by %s requests, last on %s", s.DaysUsed, number(s.Requests), shortDate(s.LastUsedAt))}
+		return cell{"used", days, fmt.Sprintf("granted, exercised on %s by %s, last on %s", amount(int64(s.DaysUsed), "day"), amount(s.Requests, "request"), shortDate(s.LastUsedAt))}
 	case s.Granted:
 		return cell{"unused", "unused", "granted, not exercised; the last use that was noted: " + shortDate(s.LastUsedAt)}
 	case s.DaysUsed > 0:
@@ -372,4 +372,12 @@ func number(n int64) string {
 		digits = digits[:at] + "\u202f" + digits[at:]
 	}
 	return digits
+}
+
+// amount is a number of something.
+func amount(n int64, name string) string {
+	if n != 1 {
+		name += "s"
+	}
+	return number(n) + " " + name
 }

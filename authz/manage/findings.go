@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -30,6 +31,8 @@ type Auditor interface {
 	// Audit judges all evidence of a stream by one policy, and hands out what is found of each
 	// key, those without findings too; what each is given is its own. Called concurrently.
 	Audit(ctx context.Context, evidence authz.EvidenceStream, each func(*authz.KeyFindings) error) (authz.AuditSummary, error)
+	// Kinds are the kinds of findings of the policy in force, sorted.
+	Kinds() ([]authz.FindingCode, error)
 }
 
 // FindingsInput is what to audit, and which findings are wanted.
@@ -170,9 +173,30 @@ func (s *Service) evidenceFilter(ctx context.Context, re Reader, r Request, in F
 	if in.Severity != "" && !in.Severity.Valid() {
 		return f, outOfRange("", "query parameter severity must be low, medium or high")
 	}
+	if err := s.checkKind(in.Code); err != nil {
+		return f, err
+	}
 	var err error
 	f.Since, f.Until, err = auditWindow(re.Now(), in.Since)
 	return f, err
+}
+
+// checkKind takes a kind of findings that the policy in force knows, and "" for all: of a word
+// that is misspelled nothing is ever found.
+func (s *Service) checkKind(code authz.FindingCode) error {
+	if code == "" {
+		return nil
+	}
+	kinds, err := s.auditor.Kinds()
+	if err != nil || slices.Contains(kinds, code) {
+		return err //nolint:wrapcheck // it says what the policy lacks
+	}
+	words := make([]string, len(kinds))
+	for i, kind := range kinds {
+		words[i] = string(kind)
+	}
+	return outOfRange("", "query parameter code must be a kind of finding of the policy in force: "+strings.Join(words, ", ")+
+		"; kinds are listed under severities in keystile/findings/data.yaml")
 }
 
 // auditWindow is the time that is looked at, up to now.

@@ -24,6 +24,8 @@ type KeyNarrowing struct {
 	Version int
 	// Evidence is a JSON object: why.
 	Evidence []byte
+	// Widened tells that the key was given scopes since, though it may not have them any more.
+	Widened bool `json:"-"`
 	// UndoneAt is zero while it was not.
 	UndoneAt time.Time
 	UndoneBy string

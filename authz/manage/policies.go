@@ -47,6 +47,8 @@ type Policies interface {
 	// Narrow asks the policy in force here about recorded requests of a key, and of the same key
 	// with other scopes.
 	Narrow(ctx context.Context, k *authz.Key, scopes []authz.Scope, traffic []authz.RecordedOfKey) (*authz.Narrowing, error)
+	// Analyze tells what the answers of the policy in force here can depend on.
+	Analyze() (revision string, entrypoints []authz.PolicyAnalysis, err error)
 	// Loads says why a policy that was kept cannot be in force here, nil when it can.
 	Loads(ctx context.Context, archive []byte) error
 	// State tells which policy is in force here, Failing how it fails at run time.
@@ -112,6 +114,18 @@ func (s *Service) Policy(ctx context.Context, r Request) (*PolicyInForce, error)
 		return nil
 	})
 	return out, err
+}
+
+// AnalyzePolicy tells, of the policy in force on the replica that answers, what its answers can
+// depend on, and its revision. Platform admins alone.
+func (s *Service) AnalyzePolicy(ctx context.Context, r Request) (revision string, entrypoints []authz.PolicyAnalysis, err error) {
+	if err := s.may(ctx, r, operation{action: actionPolicyGet}, nil, nil); err != nil {
+		return "", nil, err
+	}
+	if s.policies == nil {
+		return "", nil, errNoPolicies()
+	}
+	return s.policies.Analyze() //nolint:wrapcheck // it says what is wrong
 }
 
 // PolicyHistory lists how policies came into force, newest first, from before a change on

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -263,8 +264,8 @@ func againstNarrowing(asked *authz.Narrowing) error {
 	}
 	e := &authz.Error{
 		Kind: authz.KindConflict, Code: "traffic_needs_scopes",
-		Message: fmt.Sprintf("%d kinds of recorded requests would be denied, or it is not known; the key stays as it is. "+
-			"See reasons; keep their scopes, or change the scopes of the key by hand", len(against)),
+		Message: several(int64(len(against)), "kind") + " of recorded requests would be denied, or it is not known; the key stays as it is. " +
+			"See reasons; keep their scopes, or change the scopes of the key by hand",
 	}
 	for _, requests := range against[:min(len(against), maxToldReasons)] {
 		e.Reasons = append(e.Reasons, authz.Reason{Code: authz.Code(requests.Outcome), Message: sentenceAbout(requests)})
@@ -290,7 +291,19 @@ func sentenceAbout(r authz.NarrowedRequests) string {
 			why += ": it needs " + scopesText(r.Missing)
 		}
 	}
-	return fmt.Sprintf("%s, %d times: %s.", what, r.Requests, why)
+	times := "once"
+	if r.Requests != 1 {
+		times = several(r.Requests, "time")
+	}
+	return fmt.Sprintf("%s, %s: %s.", what, times, why)
+}
+
+// several is a number of something.
+func several(n int64, name string) string {
+	if n != 1 {
+		name += "s"
+	}
+	return strconv.FormatInt(n, 10) + " " + name
 }
 
 func scopesText(scopes []authz.Scope) string {
@@ -462,6 +475,11 @@ func undoable(c authz.Catalogue, k *Key, n *KeyNarrowing) error {
 		return conflict("scopes_changed", fmt.Sprintf(
 			"on %s the key was left with %s, and its scopes were changed since, to %s; give it by hand what it should have of %s",
 			n.At.Format(time.DateOnly), scopesText(n.After), scopesText(k.Scopes), scopesText(n.Before)))
+	}
+	if n.Widened { // somebody has decided anew what it should have
+		return conflict("scopes_changed", fmt.Sprintf(
+			"on %s the key was left with %s; it was given scopes since, and they were taken from it again; give it by hand what it should have of %s",
+			n.At.Format(time.DateOnly), scopesText(n.After), scopesText(n.Before)))
 	}
 	var gone []authz.Scope
 	for _, scope := range n.Before {

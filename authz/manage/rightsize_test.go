@@ -49,6 +49,10 @@ func (p *proposing) Audit(
 	return authz.AuditSummary{}, err
 }
 
+func (*proposing) Kinds() ([]authz.FindingCode, error) {
+	return []authz.FindingCode{authz.FindingUnusedScope}, nil
+}
+
 // narrowRig is a rig whose keys are checked by the shipped policy, and narrowed.
 type narrowRig struct {
 	*rig
@@ -318,7 +322,7 @@ func TestApplyFindings_WhatIsStillInAReplicasMemoryIsAskedAbout(t *testing.T) {
 	if code(err) != "traffic_needs_scopes" || !asError(err, &refused) || len(refused.Reasons) != 1 {
 		t.Fatalf("%v", err)
 	}
-	want := "POST /api/v1/customers, 1 times: allowed now, insufficient_scope then: it needs customers:write."
+	want := "POST /api/v1/customers, once: allowed now, insufficient_scope then: it needs customers:write."
 	if got := refused.Reasons[0]; got.Code != "denied" || got.Message != want {
 		t.Errorf("%+v, want %q", got, want)
 	}

@@ -73,6 +73,24 @@ func TestApplyFindings_WhatIsUsedMeanwhileIsGivenBack(t *testing.T) {
 	}
 }
 
+// Who gives a key a scope back by hand, and takes it again, has decided that it shall not have it.
+func TestUndoFindings_WhatWasTakenByHandSinceIsNotGivenBack(t *testing.T) {
+	r := newNarrowRig(t, 1)
+	made := r.used(t)
+	r.auditor.remove = []authz.Scope{"tickets:write"}
+	if _, err := r.apply(t, made.Key.ID, manage.NarrowingInput{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, scopes := range [][]authz.Scope{allScopes(), allScopes()[:3]} {
+		if _, err := r.UpdateKey(t.Context(), r.as(r.platform), r.org, made.Key.ID, manage.KeyUpdate{Scopes: scopes}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.UndoFindings(t.Context(), r.as(r.platform), r.org, made.Key.ID); code(err) != "scopes_changed" {
+		t.Errorf("%v", err)
+	}
+}
+
 // When it cannot be found out what a key was used for meanwhile, it has what it had.
 func TestApplyFindings_WhatIsNotKnownOfMeanwhileIsGivenBack(t *testing.T) {
 	r := newNarrowRig(t, 1)

@@ -6,39 +6,21 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/supportstation/keystile/authz"
 )
 
-// Analysis is what can be proved of one entry point without asking it.
-type Analysis struct {
-	Entrypoint string `json:"entrypoint"`
-	// Rules is how many rules it reaches.
-	Rules int `json:"rules"`
-	// Builtins are those that it may call, by name.
-	Builtins []string `json:"builtins"`
-	// Nondeterministic are those of them whose answers may differ from one time to the
-	// next; in the sandbox there is none.
-	Nondeterministic []string `json:"nondeterministic"`
-	// Reads is its read-set: the parts of the input on which the answer may depend. A part
-	// stands for everything below it; "input" is all of it.
-	Reads []string `json:"reads"`
-	// Data are the parts of the policy's own data on which the answer may depend.
-	Data []string `json:"data"`
-}
-
-// Deterministic tells that the answer follows from what is read alone.
-func (a Analysis) Deterministic() bool { return len(a.Nondeterministic) == 0 }
-
 // Analyze walks what the entry points reach. It costs about as much as a hundred evaluations.
-func (s *Snapshot) Analyze() []Analysis {
+func (s *Snapshot) Analyze() []authz.PolicyAnalysis {
 	entrypoints := []string{checkEntrypoint, adminEntrypoint}
 	if s.findings != nil {
 		entrypoints = append(entrypoints, findingsEntrypoint)
 	}
-	all := make([]Analysis, 0, len(entrypoints))
+	all := make([]authz.PolicyAnalysis, 0, len(entrypoints))
 	for _, entrypoint := range entrypoints {
 		w := newWalk(s)
 		w.entrypoint(entrypoint)
-		a := Analysis{
+		a := authz.PolicyAnalysis{
 			Entrypoint: entrypoint, Rules: len(w.seen), Builtins: slices.Sorted(maps.Keys(w.builtins)), Nondeterministic: []string{},
 			Reads: widest(w.reads), Data: widest(w.data),
 		}

@@ -62,6 +62,9 @@ func (f *Findings) Revision() string { return f.s.revision }
 // Steps implements authz.FindingsPolicy.
 func (f *Findings) Steps() *authz.EvidenceSteps { return &f.s.steps }
 
+// Kinds implements authz.FindingsPolicy.
+func (f *Findings) Kinds() []authz.FindingCode { return f.s.findingKinds }
+
 // Judge implements authz.FindingsPolicy. Nothing but a complete answer is one: undefined, another
 // type, an error of a builtin, a timeout and a panic are errors.
 func (f *Findings) Judge(ctx context.Context, facts *authz.Facts) (r authz.Ruling, err error) {
@@ -253,6 +256,15 @@ func wholeNumber(v any) (int64, bool) {
 }
 
 // stepsOf reads data.keystile.findings.steps: figure: values, ascending.
+// findingKindsOf are the kinds in data.keystile.findings.severities.
+func findingKindsOf(data map[string]any) []authz.FindingCode {
+	var kinds []authz.FindingCode
+	for _, name := range slices.Sorted(maps.Keys(objectAt(data, "keystile", "findings", "severities"))) {
+		kinds = append(kinds, authz.FindingCode(name))
+	}
+	return kinds
+}
+
 func stepsOf(data map[string]any) (authz.EvidenceSteps, error) {
 	var steps authz.EvidenceSteps
 	given := objectAt(data, "keystile", "findings", "steps")

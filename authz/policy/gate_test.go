@@ -224,6 +224,49 @@ func TestInvariants_NoPolicyBreaksAGuarantee(t *testing.T) {
 	}
 }
 
+// A guarantee holds whatever else is true of a request, and is asked about in each of these.
+func TestInvariants_HoldInEverySetting(t *testing.T) {
+	for _, s := range settings()[1:] {
+		condition := map[string]string{
+			" while Postgres does not answer": "input.stale", " of a resource": `input.request.resource.type == "ticket"`,
+			" from an IPv6 address":         `contains(input.request.client_ip, ":")`,
+			" with a key that has metadata": "input.key.metadata.invariant", " from a browser": "input.request.browser",
+			" with a restricted key": "input.key.restricted", " without a client's address": `input.request.client_ip == ""`,
+		}[s.name]
+		if condition == "" {
+			t.Fatalf("no condition for %q", s.name)
+		}
+		weaker := candidate(t, map[string]string{
+			"keystile/check/scopes.rego": edited(t, "keystile/check/scopes.rego", "\tnot held(scope)\n", "\tnot held(scope)\n\tnot open\n") + "\nopen if " + condition + "\n",
+			// What is denied anyhow is nobody's loss.
+			"keystile/rules/browser_use/data.yaml": "enabled: false\n",
+		})
+		loaded, err := weaker.Load(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", s.name, err)
+		}
+		p, err := weaker.parse()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, problems, _ := invariants(t.Context(), loaded, p.data)
+		if said := fmt.Sprint(problems); !strings.Contains(said, "a key with no scope at all is never allowed") || !strings.Contains(said, s.name+" was allowed") {
+			t.Errorf("%s: the invariants found %v", s.name, problems)
+		}
+	}
+}
+
+// A rule where no decision looks for one is taken for being in force, and is not.
+func TestTrial_ARuleThatNobodyAsksIsRefused(t *testing.T) {
+	const deep = "keystile/rules/team/bad/bad.rego"
+	r := Trial{Candidate: candidate(t, map[string]string{
+		deep: "package keystile.rules.team.bad\n\ndeny contains {\"code\": \"closed\", \"message\": \"Closed.\"} if input.stale\n",
+	}), CoverageFloor: 1}.Try(t.Context())
+	if r.Passed() || r.Problems[0].File != deep || r.Problems[0].Line != 1 || !strings.Contains(r.Problems[0].Message, "keystile.rules.NAME") {
+		t.Errorf("%v", r.Problems)
+	}
+}
+
 const testedRule = "package keystile.rules.bad_test\n\nimport data.keystile.rules.bad\n\n" +
 	"test_stale_is_denied if count(bad.deny) == 1 with input as {\"stale\": true}\n\n" +
 	"test_fresh_is_not if count(bad.deny) == 0 with input as {\"stale\": false}\n"

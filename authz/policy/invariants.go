@@ -36,9 +36,11 @@ func invariants(ctx context.Context, s *Snapshot, data map[string]any) (asked in
 
 // examiner asks one policy.
 type examiner struct {
-	s        *Snapshot
-	names    *names
-	routes   []exampleRequest
+	s      *Snapshot
+	names  *names
+	routes []exampleRequest
+	// setting is that of the questions that are asked just now.
+	setting  setting
 	asked    int
 	problems []authz.PolicyProblem
 	// endless tells that an answer took longer than its budget: nothing more is asked.
@@ -78,35 +80,69 @@ func filled(template string) string {
 	return strings.Join(segments, "/")
 }
 
+// setting is what else may be true of a request: a guarantee holds in all of them.
+type setting struct {
+	name string
+	of   func(*authz.Key, *authz.Check)
+}
+
+func settings() []setting {
+	return []setting{
+		{"", func(*authz.Key, *authz.Check) {}},
+		{" while Postgres does not answer", func(_ *authz.Key, c *authz.Check) { c.Stale = true }},
+		{" of a resource", func(_ *authz.Key, c *authz.Check) { c.Resource.Type, c.Resource.ID = "ticket", "invariant-1" }},
+		{" from an IPv6 address", func(_ *authz.Key, c *authz.Check) { c.ClientIP = netip.MustParseAddr("2001:db8::7") }},
+		{" with a key that has metadata", func(k *authz.Key, _ *authz.Check) { k.Metadata = `{"invariant":true}` }},
+		{" from a browser", func(_ *authz.Key, c *authz.Check) { c.Browser = true }},
+		{" with a restricted key", func(k *authz.Key, _ *authz.Check) { k.Restricted = true }},
+		{" without a client's address", func(_ *authz.Key, c *authz.Check) { c.ClientIP = netip.Addr{} }},
+	}
+}
+
 func (x *examiner) examine(ctx context.Context) {
-	requests := x.routes
-	for _, s := range x.s.catalogue.Scopes {
-		requests = append(requests, exampleRequest{action: string(s.Scope)})
-	}
-	requests = append(requests, exampleRequest{method: "GET", path: "/"})
-	if len(requests) > maxInvariantRequests {
-		requests = requests[:maxInvariantRequests]
-	}
-	plans := plansOf(x.s.catalogue)
+	requests := x.requests()
+	plans, all := plansOf(x.s.catalogue), settings()
 	for i, r := range requests {
-		for _, environment := range []authz.Environment{authz.EnvironmentLive, authz.EnvironmentTest} {
+		for j, environment := range []authz.Environment{authz.EnvironmentLive, authz.EnvironmentTest} {
 			if x.done(ctx) {
 				return
 			}
-			// Every plan with some requests, every request with some plan.
+			// Every plan and every setting with some requests, every request with some.
+			x.setting = all[(i+j)%len(all)]
 			x.request(ctx, r, environment, plans[i%len(plans)])
 		}
 	}
-	for _, plan := range plans {
+	for i := range max(len(plans), len(all)) {
 		if x.done(ctx) {
 			return
 		}
-		x.request(ctx, requests[0], authz.EnvironmentLive, plan)
+		x.setting = all[i%len(all)]
+		x.request(ctx, requests[0], authz.EnvironmentLive, plans[i%len(plans)])
 	}
+	x.setting = all[0]
 	x.incomplete(ctx, requests[0])
 	x.states(ctx, requests)
 	x.admin(ctx)
 	x.findings(ctx)
+}
+
+// requests are a route that there is not, the scopes as actions, and the routes; of more than are
+// asked, routes at even distances.
+func (x *examiner) requests() []exampleRequest {
+	routes := x.routes
+	others := []exampleRequest{{method: "GET", path: "/"}}
+	for _, s := range x.s.catalogue.Scopes {
+		others = append(others, exampleRequest{action: string(s.Scope)})
+	}
+	others = others[:min(len(others), maxInvariantRequests/2)]
+	if places := maxInvariantRequests - len(others); len(routes) > places {
+		spread := make([]exampleRequest, places)
+		for i := range spread {
+			spread[i] = routes[i*len(routes)/places]
+		}
+		routes = spread
+	}
+	return slices.Concat(routes, others)
 }
 
 // done tells that enough is known.
@@ -148,7 +184,9 @@ func (r exampleRequest) check(k *authz.Key) *authz.Check {
 // that must not.
 func (x *examiner) request(ctx context.Context, r exampleRequest, environment authz.Environment, plan string) {
 	k := x.key(environment, plan)
-	v, ok := x.ask(ctx, r.String(), k, r.check(k))
+	c := r.check(k)
+	x.setting.of(k, c)
+	v, ok := x.ask(ctx, r.String()+x.setting.name, k, c)
 	if !ok || !v.Allow {
 		x.denied(ctx, r, k, "a key with no scope at all is never allowed", func(k *authz.Key, _ *authz.Check) { k.Scopes = nil })
 		return
@@ -217,13 +255,13 @@ func (x *examiner) denied(ctx context.Context, r exampleRequest, k *authz.Key, g
 	if x.endless {
 		return
 	}
-	other := &authz.Key{
-		ID: k.ID, Environment: k.Environment, Organization: k.Organization, Scopes: k.Scopes,
-	}
+	other := k.Copy()
 	c := r.check(other)
+	x.setting.of(other, c)
 	change(other, c)
-	if v, ok := x.ask(ctx, r.String(), other, c); ok && v.Allow {
-		x.broken("%s; %s was allowed", guarantee, r)
+	what := r.String() + x.setting.name
+	if v, ok := x.ask(ctx, what, other, c); ok && v.Allow {
+		x.broken("%s; %s was allowed", guarantee, what)
 	}
 }
 

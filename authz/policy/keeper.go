@@ -115,6 +115,19 @@ func (k *Keeper) Loads(ctx context.Context, archive []byte) error {
 // Active returns the policy that is in force, nil before the first.
 func (k *Keeper) Active() *Source { return k.active.Load() }
 
+// Analyze tells what the answers of the policy in force can depend on, and its revision.
+func (k *Keeper) Analyze() (revision string, entrypoints []authz.PolicyAnalysis, err error) {
+	snapshot := k.engine.current.Load()
+	if snapshot == nil {
+		return "", nil, errNoneInForce()
+	}
+	return snapshot.revision, snapshot.Analyze(), nil
+}
+
+func errNoneInForce() error {
+	return authz.Unavailable("there is no policy in force yet; try again", nil)
+}
+
 // Try measures a policy by the one that is in force, and puts nothing in force.
 func (k *Keeper) Try(ctx context.Context, candidate *Source, acceptRemoved []string) (*authz.PolicyReport, error) {
 	return k.gate.Try(ctx, Trial{Candidate: candidate, Active: k.active.Load(), AcceptRemoved: acceptRemoved})
@@ -162,7 +175,7 @@ func (k *Keeper) Replay(
 ) (*authz.PolicyDiff, error) {
 	active := k.active.Load()
 	if active == nil {
-		return nil, authz.Unavailable("there is no policy in force yet; try again", nil)
+		return nil, errNoneInForce()
 	}
 	candidate, err := k.candidateOf(files, archive)
 	if err != nil {

@@ -72,6 +72,20 @@ func TestKeeper_OfferingWhatIsInForceForgetsARefusal(t *testing.T) {
 	}
 }
 
+// What has become another one while it was tried is neither in force nor refused.
+func TestKeeper_WhatMovedMeanwhileIsNothing(t *testing.T) {
+	var log bytes.Buffer
+	k, e := newTestKeeper(t, &log)
+	for what, source := range map[string]*Source{
+		"good": candidate(t, nil), "bad": candidate(t, map[string]string{ruleRego: ruleOf("input.reqest == 1")}),
+	} {
+		err := k.Offer(t.Context(), Offer{Source: source, Origin: authz.OriginDirectory, Still: func() bool { return false }})
+		if !errors.Is(err, ErrMoved) || e.Revision() != "" || k.State().Refused != nil {
+			t.Errorf("%s: %v, the engine has %q, refused %+v", what, err, e.Revision(), k.State().Refused)
+		}
+	}
+}
+
 // What was proved when it was activated is loaded all the same: what cannot be is refused.
 func TestKeeper_AProvedPolicyMustStillLoad(t *testing.T) {
 	var log bytes.Buffer

@@ -38,6 +38,8 @@ type Snapshot struct {
 	// findings is nil for a policy that judges no evidence; steps are what that is rounded to.
 	findings ast.Body
 	steps    authz.EvidenceSteps
+	// findingKinds are those that the data says how much they matter.
+	findingKinds []authz.FindingCode
 	// catalogue is what the data lists.
 	catalogue authz.Catalogue
 	// templates are the catalogue's routes, as far as its data lists them.
@@ -100,7 +102,7 @@ func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
 	if loaded.steps, err = stepsOf(p.data); err != nil {
 		return nil, at(findingsData, 0, err)
 	}
-	loaded.templates = templatesOf(p.data)
+	loaded.templates, loaded.findingKinds = templatesOf(p.data), findingKindsOf(p.data)
 	loaded.revision = s.revision
 	loaded.catalogue.Revision = s.revision
 	return loaded, nil

@@ -64,6 +64,11 @@ func ReadSource(ctx context.Context, fsys fs.FS) (*Source, error) {
 		if entry.IsDir() {
 			return nil
 		}
+		if entry.Type()&fs.ModeSymlink != 0 {
+			if info, err := fs.Stat(fsys, name); err == nil && info.IsDir() {
+				return at(name, 0, errors.New("it is a link to a folder, whose files would be left out; put the folder in its place"))
+			}
+		}
 		switch taken, err := c.takes(name); {
 		case err != nil:
 			return err

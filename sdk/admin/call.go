@@ -179,6 +179,11 @@ func (c *Client) Policy(ctx context.Context) (*Policy, error) {
 	return decode[Policy](c.api.GetPolicy(ctx))
 }
 
+// AnalyzePolicy tells what the answers of the policy in force can depend on.
+func (c *Client) AnalyzePolicy(ctx context.Context) (*PolicyAnalysis, error) {
+	return decode[PolicyAnalysis](c.api.AnalyzePolicy(ctx))
+}
+
 // ListPolicyHistory returns one page of how policies came into force, newest first.
 func (c *Client) ListPolicyHistory(ctx context.Context, filter ListPolicyHistoryParams) (*PolicyActivationList, error) {
 	return decode[PolicyActivationList](c.api.ListPolicyHistory(ctx, &filter))

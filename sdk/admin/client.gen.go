@@ -1357,6 +1357,12 @@ type PolicyActivationList struct {
 	NextCursor *string            `json:"next_cursor"`
 }
 
+// PolicyAnalysis defines model for PolicyAnalysis.
+type PolicyAnalysis struct {
+	Entrypoints []PolicyEntrypoint `json:"entrypoints"`
+	Revision    string             `json:"revision"`
+}
+
 // PolicyAnswer defines model for PolicyAnswer.
 type PolicyAnswer struct {
 	Allow         bool          `json:"allow"`
@@ -1498,6 +1504,30 @@ type PolicyDifference struct {
 
 // PolicyDifferenceKind defines model for PolicyDifference.Kind.
 type PolicyDifferenceKind string
+
+// PolicyEntrypoint defines model for PolicyEntrypoint.
+type PolicyEntrypoint struct {
+	// Builtins Those that it may call.
+	Builtins []string `json:"builtins"`
+
+	// Data The same of the policy's own data.
+	Data []string `json:"data"`
+
+	// Deterministic The answer follows from what is read alone.
+	Deterministic bool `json:"deterministic"`
+
+	// Entrypoint Such as data.keystile.check.decision.
+	Entrypoint string `json:"entrypoint"`
+
+	// Nondeterministic Those of them whose answers may differ from one time to the next; there is none in service.
+	Nondeterministic []string `json:"nondeterministic"`
+
+	// Reads The parts of the input on which the answer may depend; a part stands for everything below it.
+	Reads []string `json:"reads"`
+
+	// Rules How many rules it reaches.
+	Rules int `json:"rules"`
+}
 
 // PolicyFiles The policy's .rego and data.yaml files by their slash-separated paths.
 type PolicyFiles map[string]string
@@ -2275,7 +2305,7 @@ type ListFindingsParams struct {
 	// Key Of this key alone.
 	Key *string `form:"key,omitempty" json:"key,omitempty"`
 
-	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own; they are those listed in its data.keystile.findings.severities.
 	Code *string `form:"code,omitempty" json:"code,omitempty"`
 
 	// Severity Findings that are at least so grave.
@@ -2443,7 +2473,7 @@ type ListOrganizationFindingsParams struct {
 	// Key Of this key alone.
 	Key *string `form:"key,omitempty" json:"key,omitempty"`
 
-	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own; they are those listed in its data.keystile.findings.severities.
 	Code *string `form:"code,omitempty" json:"code,omitempty"`
 
 	// Severity Findings that are at least so grave.
@@ -3218,6 +3248,11 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
 	ActivatePolicy(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AnalyzePolicy Tell what the answers of the policy in force can depend on (platform admins)
+	//
+	// Corresponds with GET /v1/policy/analyze (the `AnalyzePolicy` operationId).
+	AnalyzePolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DiffPolicyWithBody Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
 	//
@@ -4355,6 +4390,21 @@ func (c *endpoints) ActivatePolicyWithBody(ctx context.Context, params *Activate
 // Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
 func (c *endpoints) ActivatePolicy(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewActivatePolicyRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AnalyzePolicy Tell what the answers of the policy in force can depend on (platform admins)
+//
+// Corresponds with GET /v1/policy/analyze (the `AnalyzePolicy` operationId).
+func (c *endpoints) AnalyzePolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAnalyzePolicyRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -8126,6 +8176,33 @@ func NewActivatePolicyRequestWithBody(server string, params *ActivatePolicyParam
 	return req, nil
 }
 
+// NewAnalyzePolicyRequest constructs an http.Request for the AnalyzePolicy method
+func NewAnalyzePolicyRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/policy/analyze")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDiffPolicyRequest calls the generic DiffPolicy builder with application/json body
 func NewDiffPolicyRequest(server string, body DiffPolicyJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -9107,6 +9184,13 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/policy/activate (the `ActivatePolicy` operationId).
 	ActivatePolicyWithResponse(ctx context.Context, params *ActivatePolicyParams, body ActivatePolicyJSONRequestBody, reqEditors ...RequestEditorFn) (*ActivatePolicyResponse, error)
+
+	// AnalyzePolicyWithResponse Tell what the answers of the policy in force can depend on (platform admins)
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/policy/analyze (the `AnalyzePolicy` operationId).
+	AnalyzePolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*AnalyzePolicyResponse, error)
 
 	// DiffPolicyWithBodyWithResponse Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
 	//
@@ -11463,6 +11547,54 @@ func (r ActivatePolicyResponse) ContentType() string {
 	return ""
 }
 
+type AnalyzePolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PolicyAnalysis
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AnalyzePolicyResponse) GetJSON200() *PolicyAnalysis {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AnalyzePolicyResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AnalyzePolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AnalyzePolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AnalyzePolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AnalyzePolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DiffPolicyResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12746,6 +12878,19 @@ func (c *ClientWithResponses) ActivatePolicyWithResponse(ctx context.Context, pa
 		return nil, err
 	}
 	return ParseActivatePolicyResponse(rsp)
+}
+
+// AnalyzePolicyWithResponse Tell what the answers of the policy in force can depend on (platform admins)
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/policy/analyze (the `AnalyzePolicy` operationId).
+func (c *ClientWithResponses) AnalyzePolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*AnalyzePolicyResponse, error) {
+	rsp, err := c.AnalyzePolicy(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAnalyzePolicyResponse(rsp)
 }
 
 // DiffPolicyWithBodyWithResponse Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
@@ -14605,6 +14750,39 @@ func ParseActivatePolicyResponse(rsp *http.Response) (*ActivatePolicyResponse, e
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest PolicyChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAnalyzePolicyResponse parses an HTTP response from a AnalyzePolicyWithResponse call
+func ParseAnalyzePolicyResponse(rsp *http.Response) (*AnalyzePolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AnalyzePolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PolicyAnalysis
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -2,10 +2,13 @@ package cli_test
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/supportstation/keystile/sdk/cli"
@@ -116,6 +119,44 @@ func TestAuditRun_AReportIsWholeOrNotThere(t *testing.T) {
 				t.Errorf("asked %s", d.last(t).query)
 			}
 		})
+	}
+}
+
+// What is there keeps its kind, its place and its mode.
+func TestAuditRun_OutWritesToWhatIsThere(t *testing.T) {
+	dir := t.TempDir()
+	run := func(out string) {
+		t.Helper()
+		d := newDesk(t)
+		d.lines(findingsRoute, obj{"text": "a,b\r\n"}, obj{"summary": findingsSummary(0, 0)})
+		if o := d.run(t, "audit", "run", "--org", orgID, "-o", "csv", "--out", out); o.code != 0 {
+			t.Fatalf("exit %d, %v", o.code, o.err)
+		}
+	}
+	file, link, pipe := filepath.Join(dir, "findings.csv"), filepath.Join(dir, "latest.csv"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.WriteFile(file, nil, 0o640), os.Chmod(file, 0o640), os.Symlink("findings.csv", link), syscall.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	run(link)
+	text, err := os.ReadFile(file)
+	info, err2 := os.Lstat(link)
+	if err := errors.Join(err, err2); err != nil || string(text) != "a,b\r\n" || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("through a link: %q, %v, %v", text, info, err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v", info, err)
+	}
+	read := make(chan string, 1)
+	go func() {
+		text, err := os.ReadFile(pipe)
+		read <- fmt.Sprint(string(text), err)
+	}()
+	run(pipe)
+	if got := <-read; got != "a,b\r\n<nil>" {
+		t.Errorf("through a pipe: %q", got)
+	}
+	if info, err := os.Lstat(pipe); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+		t.Errorf("the pipe was replaced: %v, %v", info, err)
 	}
 }
 

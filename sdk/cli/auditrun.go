@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -163,27 +164,58 @@ func (s *session) runAudit(
 	}
 	p := s.config.newPage(w)
 	report.write(p, summary)
+	if wanted.Code != nil || wanted.Severity != nil {
+		only := []string{}
+		if wanted.Code != nil {
+			only = append(only, "--code "+*wanted.Code)
+		}
+		if wanted.Severity != nil {
+			only = append(only, "--severity "+string(*wanted.Severity))
+		}
+		p.row("only", strings.Join(only, " ")+"; what else was found is left out")
+	}
 	return summary, printed(p.err)
 }
 
-// writeTo writes to a file that is there whole or not at all, or to standard output.
+// writeTo writes to a file that is there whole or not at all, or to standard output. A link is
+// followed, and a pipe or a device is written to as it is.
 func (s *session) writeTo(name string, write func(io.Writer) error) error {
 	if name == "" {
 		return write(s.cmd.OutOrStdout())
 	}
-	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
+	at, flag, mode := name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fs.FileMode(0o666)
+	if target, err := filepath.EvalSymlinks(name); err == nil {
+		at = target
+	}
+	half := filepath.Join(filepath.Dir(at), fmt.Sprintf(".%s-%d", filepath.Base(at), os.Getpid()))
+	switch info, err := os.Stat(at); {
+	case err == nil && info.Mode().IsRegular():
+		mode = info.Mode().Perm()
+	case err == nil:
+		half, flag = at, os.O_WRONLY
+	}
+	file, err := os.OpenFile(half, flag, mode) //nolint:gosec // the user names the file
 	if err != nil {
 		return usage(fmt.Errorf("--out: %w", err))
 	}
-	defer func() { _ = os.Remove(file.Name()) }() // it has its name by then
-	if err := errors.Join(write(file), file.Close()); err != nil {
-		return err
+	err = errors.Join(write(file), file.Close())
+	if half != at {
+		if err == nil {
+			err = usageOf("--out", os.Rename(half, at))
+		}
+		_ = os.Remove(half) // unless it has its name by then
 	}
-	if err := os.Rename(file.Name(), name); err != nil {
-		return usage(fmt.Errorf("--out: %w", err))
+	if err == nil {
+		s.say("written to %s", name)
 	}
-	s.say("written to %s", name)
-	return nil
+	return err
+}
+
+func usageOf(flag string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return usage(fmt.Errorf("%s: %w", flag, err))
 }
 
 // failOn fails when there are findings that are at least so grave; "" never does.

@@ -32,6 +32,8 @@ func readPolicy(dir string) (map[string]string, error) {
 			return nil
 		case entry.IsDir():
 			return nil
+		case linksToFolder(root, name, entry):
+			return fmt.Errorf("%s: it is a link to a folder, whose files would be left out; put the folder in its place", name)
 		case filepath.Ext(base) == ".rego" || base == "data.yaml":
 		case filepath.Ext(base) == ".yaml", filepath.Ext(base) == ".yml", filepath.Ext(base) == ".json":
 			return fmt.Errorf("%s: data of a policy stands in files named data.yaml", name)
@@ -66,5 +68,13 @@ func readPolicy(dir string) (map[string]string, error) {
 
 func isFolder(path string) bool {
 	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+func linksToFolder(root fs.FS, name string, entry fs.DirEntry) bool {
+	if entry.Type()&fs.ModeSymlink == 0 {
+		return false
+	}
+	info, err := fs.Stat(root, name)
 	return err == nil && info.IsDir()
 }

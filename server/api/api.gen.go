@@ -1357,6 +1357,12 @@ type PolicyActivationList struct {
 	NextCursor *string            `json:"next_cursor"`
 }
 
+// PolicyAnalysis defines model for PolicyAnalysis.
+type PolicyAnalysis struct {
+	Entrypoints []PolicyEntrypoint `json:"entrypoints"`
+	Revision    string             `json:"revision"`
+}
+
 // PolicyAnswer defines model for PolicyAnswer.
 type PolicyAnswer struct {
 	Allow         bool          `json:"allow"`
@@ -1498,6 +1504,30 @@ type PolicyDifference struct {
 
 // PolicyDifferenceKind defines model for PolicyDifference.Kind.
 type PolicyDifferenceKind string
+
+// PolicyEntrypoint defines model for PolicyEntrypoint.
+type PolicyEntrypoint struct {
+	// Builtins Those that it may call.
+	Builtins []string `json:"builtins"`
+
+	// Data The same of the policy's own data.
+	Data []string `json:"data"`
+
+	// Deterministic The answer follows from what is read alone.
+	Deterministic bool `json:"deterministic"`
+
+	// Entrypoint Such as data.keystile.check.decision.
+	Entrypoint string `json:"entrypoint"`
+
+	// Nondeterministic Those of them whose answers may differ from one time to the next; there is none in service.
+	Nondeterministic []string `json:"nondeterministic"`
+
+	// Reads The parts of the input on which the answer may depend; a part stands for everything below it.
+	Reads []string `json:"reads"`
+
+	// Rules How many rules it reaches.
+	Rules int `json:"rules"`
+}
 
 // PolicyFiles The policy's .rego and data.yaml files by their slash-separated paths.
 type PolicyFiles map[string]string
@@ -2275,7 +2305,7 @@ type ListFindingsParams struct {
 	// Key Of this key alone.
 	Key *string `form:"key,omitempty" json:"key,omitempty"`
 
-	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own; they are those listed in its data.keystile.findings.severities.
 	Code *string `form:"code,omitempty" json:"code,omitempty"`
 
 	// Severity Findings that are at least so grave.
@@ -2443,7 +2473,7 @@ type ListOrganizationFindingsParams struct {
 	// Key Of this key alone.
 	Key *string `form:"key,omitempty" json:"key,omitempty"`
 
-	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own.
+	// Code Findings of this kind alone, such as unused_scope. A policy can have kinds of its own; they are those listed in its data.keystile.findings.severities.
 	Code *string `form:"code,omitempty" json:"code,omitempty"`
 
 	// Severity Findings that are at least so grave.
@@ -2840,6 +2870,9 @@ type ServerInterface interface {
 	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
 	// (POST /v1/policy/activate)
 	ActivatePolicy(c *gin.Context, params ActivatePolicyParams)
+	// AnalyzePolicy Tell what the answers of the policy in force can depend on (platform admins)
+	// (GET /v1/policy/analyze)
+	AnalyzePolicy(c *gin.Context)
 	// DiffPolicy Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
 	// (POST /v1/policy/diff)
 	DiffPolicy(c *gin.Context)
@@ -5252,6 +5285,19 @@ func (siw *ServerInterfaceWrapper) ActivatePolicy(c *gin.Context) {
 	siw.Handler.ActivatePolicy(c, params)
 }
 
+// AnalyzePolicy operation middleware
+func (siw *ServerInterfaceWrapper) AnalyzePolicy(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.AnalyzePolicy(c)
+}
+
 // DiffPolicy operation middleware
 func (siw *ServerInterfaceWrapper) DiffPolicy(c *gin.Context) {
 
@@ -5537,6 +5583,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/v1/scopes", wrapper.ListScopes)
 	router.GET(options.BaseURL+"/v1/policy", wrapper.GetPolicy)
 	router.GET(options.BaseURL+"/v1/policy/history", wrapper.ListPolicyHistory)
+	router.GET(options.BaseURL+"/v1/policy/analyze", wrapper.AnalyzePolicy)
 	router.POST(options.BaseURL+"/v1/policy/test", wrapper.TestPolicy)
 	router.POST(options.BaseURL+"/v1/policy/activate", wrapper.ActivatePolicy)
 	router.POST(options.BaseURL+"/v1/policy/diff", wrapper.DiffPolicy)
@@ -7682,6 +7729,44 @@ func (response ActivatePolicydefaultApplicationProblemPlusJSONResponse) VisitAct
 	return err
 }
 
+type AnalyzePolicyRequestObject struct {
+}
+
+type AnalyzePolicyResponseObject interface {
+	VisitAnalyzePolicyResponse(w http.ResponseWriter) error
+}
+
+type AnalyzePolicy200JSONResponse PolicyAnalysis
+
+func (response AnalyzePolicy200JSONResponse) VisitAnalyzePolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AnalyzePolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AnalyzePolicydefaultApplicationProblemPlusJSONResponse) VisitAnalyzePolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DiffPolicyRequestObject struct {
 	Body *DiffPolicyJSONRequestBody
 }
@@ -8209,6 +8294,9 @@ type StrictServerInterface interface {
 	// ActivatePolicy Put a policy in force on every replica, once it has passed (platform admins)
 	// (POST /v1/policy/activate)
 	ActivatePolicy(ctx context.Context, request ActivatePolicyRequestObject) (ActivatePolicyResponseObject, error)
+	// AnalyzePolicy Tell what the answers of the policy in force can depend on (platform admins)
+	// (GET /v1/policy/analyze)
+	AnalyzePolicy(ctx context.Context, request AnalyzePolicyRequestObject) (AnalyzePolicyResponseObject, error)
 	// DiffPolicy Tell what another policy would decide otherwise, of requests that were recorded (platform admins)
 	// (POST /v1/policy/diff)
 	DiffPolicy(ctx context.Context, request DiffPolicyRequestObject) (DiffPolicyResponseObject, error)
@@ -9757,6 +9845,30 @@ func (sh *strictHandler) ActivatePolicy(ctx *gin.Context, params ActivatePolicyP
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ActivatePolicyResponseObject); ok {
 		if err := validResponse.VisitActivatePolicyResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AnalyzePolicy operation middleware
+func (sh *strictHandler) AnalyzePolicy(ctx *gin.Context) {
+	var request AnalyzePolicyRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AnalyzePolicy(ctx, request.(AnalyzePolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AnalyzePolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(AnalyzePolicyResponseObject); ok {
+		if err := validResponse.VisitAnalyzePolicyResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

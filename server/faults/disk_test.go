@@ -37,6 +37,7 @@ func (s *site) smallDisk() (fill, clearUp func()) {
 	// After replicas have ended, and whatever becomes of the row.
 	s.Cleanup(func() {
 		_ = s.postgres.Stop(s.Context())
+		s.judgePostgresLog() // which goes with the disk
 		// The last of Postgres' processes may end a little after the first.
 		if !within(5*time.Second, func() bool { return syscall.Unmount(at, 0) == nil }) {
 			s.Errorf("%s is still in use; it is unmounted when it is not: %v", at, syscall.Unmount(at, syscall.MNT_DETACH))

@@ -54,6 +54,8 @@ type site struct {
 	wrong   wrongAllows
 	// answers are those of all loads that have ended.
 	answers answers
+	// logJudged tells that the log of Postgres was looked at.
+	logJudged bool
 }
 
 // newSite starts the servers. Everything ends with the row, after which the logs are

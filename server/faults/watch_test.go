@@ -147,6 +147,15 @@ func (s *site) inspect() {
 		}
 		s.inspectLog(r, string(raw))
 	}
+	if !s.logJudged {
+		s.judgePostgresLog()
+	}
+}
+
+// judgePostgresLog finds secrets in what Postgres logs. It must have ended.
+func (s *site) judgePostgresLog() {
+	s.Helper()
+	s.logJudged = true
 	if found := s.secretsIn(s.postgresLog()); len(found) > 0 {
 		s.exact(false, "secrets in the log of Postgres: %v", found)
 	}

@@ -162,6 +162,35 @@ func TestDirectory_MayBeALinkItself(t *testing.T) {
 	text(t, versions, "a.rego", otherRe)
 }
 
+// What a link leads to within would not be read, and nobody would know.
+func TestDirectory_ALinkToAFolderWithinIsAnError(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	write(t, filepath.Join(dir, "a.rego"), someRego)
+	write(t, filepath.Join(elsewhere, "b.rego"), otherRe)
+	if err := os.Symlink(elsewhere, filepath.Join(dir, "rules")); err != nil {
+		t.Fatal(err)
+	}
+	if v := NewDirectory(dir).Read(t.Context()); v.Err == nil || !strings.Contains(v.Err.Error(), "rules") || !strings.Contains(v.Err.Error(), "link to a folder") {
+		t.Errorf("%+v", v)
+	}
+}
+
+// What has changed by the time that it was tried was not what is there.
+func TestDirectory_TellsWhetherItIsStillThere(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.rego"), someRego)
+	versions := watched(t, dir)
+	write(t, filepath.Join(dir, "a.rego"), otherRe)
+	v := next(t, versions)
+	if !v.Still() {
+		t.Error("it has not changed, and is said not to be there")
+	}
+	write(t, filepath.Join(dir, "a.rego"), someRego+someRego[len("package a\n"):])
+	if v.Still() {
+		t.Error("it has changed, and is said to be there still")
+	}
+}
+
 func TestDirectory_WhatCannotBeReadIsHandedOverAsSuch(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "later")
 	if v := NewDirectory(dir).Read(t.Context()); v.Err == nil || v.Source != nil {
