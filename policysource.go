@@ -27,8 +27,11 @@ type policySource struct {
 	directory *origin.Directory
 	bundle    *origin.Bundle
 	// kept is the directory's last good policy, unkept tells that it could not be kept the last time.
-	kept      *origin.Kept
-	unkept    bool
+	kept   *origin.Kept
+	unkept bool
+	// last is what was kept when this service began: the directory is measured by it even where
+	// it cannot be in force any more. nil for none.
+	last      *policy.Source
 	log       *slog.Logger
 	following sync.WaitGroup
 	stop      context.CancelFunc
@@ -74,22 +77,37 @@ func newPolicySource(ctx context.Context, cfg Config, log *slog.Logger) (*policy
 // before would have: to start it again puts nothing in force that it refused. What is refused
 // ends the start only where there is no such policy.
 func (p *policySource) beginDirectory(ctx context.Context) error {
-	last, err := p.kept.Load()
-	switch {
+	var err error
+	switch p.last, err = p.kept.Load(); {
 	case err != nil:
 		p.log.Warn("the policy is measured by itself alone", slog.Any("error", err))
-	case last != nil:
-		_ = p.tellUntried(p.keeper.Offer(ctx, policy.Offer{Source: last, Origin: p.keeper.Origin()}))
+	case p.last != nil:
+		_ = p.tellUntried(p.keeper.Offer(ctx, policy.Offer{Source: p.last, Origin: p.keeper.Origin()}))
 	}
-	err = p.offer(ctx, p.directory.Begin(ctx))
+	for range beginAttempts { // it may change while it is tried
+		if err = p.offer(ctx, p.directory.Begin(ctx)); !errors.Is(err, policy.ErrMoved) {
+			break
+		}
+	}
 	var refused *authz.PolicyRefusedError
-	if errors.As(err, &refused) && p.keeper.Active() != nil {
+	switch {
+	case err == nil || p.keeper.Active() == nil && p.last == nil:
+		return err
+	case p.keeper.Active() == nil:
+		return fmt.Errorf("%w; it was measured by the last good policy of the directory, which cannot be in force any more: remove %s to begin anew",
+			err, p.kept.Path())
+	case errors.As(err, &refused):
 		p.log.Error("the last good policy of the directory is in force, not what is there now; mend that, or remove the file to begin anew",
 			slog.String("file", p.kept.Path()))
-		return nil
+	default:
+		_ = p.tellUntried(err)
+		p.directory.Again()
 	}
-	return err
+	return nil
 }
+
+// beginAttempts is how often a directory is tried at the start that changes meanwhile.
+const beginAttempts = 5
 
 // keep keeps the policy in force of a directory, and tells once when that is not possible.
 func (p *policySource) keep() {
@@ -130,7 +148,7 @@ func (p *policySource) offer(ctx context.Context, v origin.Version) error {
 	if v.Err != nil {
 		return p.keeper.Refuse(v.Revision(), from, v.Err) //nolint:wrapcheck // it says file and line
 	}
-	err := p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved, Still: v.Still})
+	err := p.keeper.Offer(ctx, policy.Offer{Source: v.Source, Origin: from, AcceptRemoved: v.AcceptRemoved, Still: v.Still, Against: p.last})
 	if err == nil && p.kept != nil {
 		p.keep()
 	}

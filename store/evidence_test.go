@@ -267,6 +267,22 @@ func TestEvidence_AKeyThatCouldNotBeUsedIsToldSo(t *testing.T) {
 	later("again served", func(_ context.Context, _ manage.Writer, _ *manage.Key, o *manage.Organization) {
 		o.SuspendedAt = time.Time{}
 	})
+	later("without a secret", func(ctx context.Context, c manage.Writer, k *manage.Key, _ *manage.Organization) {
+		for i := range k.Secrets {
+			k.Secrets[i].RevokedAt = c.Now()
+			if err := c.EndSecret(ctx, all(), k, &k.Secrets[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	insert := func(ctx context.Context, c manage.Writer, k *manage.Key, _ *manage.Organization) {
+		fresh := manage.KeySecret{ID: authz.NewSecretID(c.Now()), CreatedAt: c.Now(), Hint: "sk_live_abcd…wxyz"}
+		if err := c.InsertSecret(ctx, all(), k, &fresh, authz.NewSecret("sk_live_"+fresh.ID.String())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	later("again with a secret", insert)
+	later("one more secret", insert)
 	later("renamed", func(_ context.Context, _ manage.Writer, k *manage.Key, _ *manage.Organization) { k.Name = "other" })
 }
 

@@ -34,13 +34,6 @@ func (c *Change) Remembered(ctx context.Context, s manage.IdempotencyScope) (*ma
 	return &r, nil
 }
 
-// Forget implements manage.Writer.
-func (c *Change) Forget(ctx context.Context, s manage.IdempotencyScope) error {
-	_, err := c.execMany(ctx, "forget an answer", `DELETE FROM idempotency WHERE actor = $1 AND operation = $2 AND key_hash = $3`,
-		s.Actor, s.Operation, s.KeyHash[:])
-	return err
-}
-
 // Remember implements manage.Writer, and forgets some answers that do not count any more.
 func (c *Change) Remember(ctx context.Context, s manage.IdempotencyScope, r manage.Remembered) error {
 	end := c.now.Add(-rememberedFor)

@@ -122,8 +122,8 @@ func (c *keyCache) put(d authz.Digest, e *cachedKey) (served *cachedKey, ok bool
 		e.organization != nil && e.asOf < c.recentOrganizations[e.organization.id] {
 		return nil, false
 	}
-	e = c.learned.judge(d, e)
-	c.learned.see(d, e)
+	e = c.learned.judge(e)
+	c.learned.see(e)
 	switch {
 	case e.bad != nil: // asked again each time, so that its repair is noticed at once
 	case e.key == nil:
@@ -189,9 +189,9 @@ func (c *keyCache) forgetAll(n int64) {
 func (c *keyCache) putBack(n int64) (revocations int, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for d, e := range c.known.All() {
+	for _, e := range c.known.All() {
 		if !e.outdated() {
-			c.learned.keep(d, e, c.bytes/2)
+			c.learned.keep(e, c.bytes/2)
 		}
 	}
 	c.forgetAll(n)

@@ -85,7 +85,7 @@ func TestKeyCache_WhatAPutBackKeepsIsWithinItsBound(t *testing.T) {
 	for d := range cached {
 		older := entries[d].key.Copy()
 		older.Revision = 3
-		e := c.learned.judge(d, &cachedKey{key: older, secret: entries[d].secret, organization: of, asOf: 9})
+		e := c.learned.judge(&cachedKey{key: older, secret: entries[d].secret, organization: of, asOf: 9})
 		switch {
 		case e.bad != nil:
 			refused++

@@ -166,6 +166,15 @@ func (c *Change) UpdateKey(ctx context.Context, t manage.Tenant, k *manage.Key) 
 func (c *Change) InsertSecret(
 	ctx context.Context, t manage.Tenant, k *manage.Key, s *manage.KeySecret, secret authz.Secret,
 ) error {
+	// What had no secret that worked until now could not be used.
+	_, err := c.execMany(ctx, "note since when a key can be used", `
+		UPDATE api_keys k SET usable_since = $4
+		WHERE ($1::boolean OR k.organization_id = $2::uuid) AND k.id = $3::uuid AND NOT EXISTS (
+			SELECT FROM key_secrets s WHERE s.key_id = k.id AND (s.revoked_at IS NULL OR s.revoked_at >= $4)
+				AND (s.expires_at IS NULL OR s.expires_at >= $4))`, t.Everyone(), t.Organization(), k.ID, c.now)
+	if err != nil {
+		return err
+	}
 	if err := c.insertSecrets(ctx, t, []newSecret{{k.ID, s, secret.Hash()}}); err != nil {
 		return err
 	}

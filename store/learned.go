@@ -28,9 +28,9 @@ type learned struct {
 	revoked       map[authz.KeyID]int64
 	secrets       map[authz.SecretID]int64
 	organizations map[authz.OrganizationID]changedOrganization
-	// kept are records that were in memory when the database was put back, keptBytes about what
-	// they take.
-	kept      map[authz.Digest]*cachedKey
+	// kept are records that were in memory when the database was put back, by their secret;
+	// keptBytes is about what they take.
+	kept      map[authz.SecretID]*cachedKey
 	keptBytes uint64
 	// full tells that a revocation has found no place.
 	full bool
@@ -77,7 +77,7 @@ func (l *learned) room() bool {
 }
 
 // see learns of a revocation or suspension that was read.
-func (l *learned) see(d authz.Digest, e *cachedKey) {
+func (l *learned) see(e *cachedKey) {
 	if e.key == nil {
 		return
 	}
@@ -88,7 +88,7 @@ func (l *learned) see(d authz.Digest, e *cachedKey) {
 		return
 	}
 	l.learn([]changedKey{{
-		digest: d, id: e.key.ID, secret: e.secret.ID, revision: e.key.Revision,
+		id: e.key.ID, secret: e.secret.ID, revision: e.key.Revision,
 		keyRevoked: unixOf(e.key.RevokedAt), secretRevoked: unixOf(e.secret.RevokedAt),
 	}}, nil)
 }
@@ -97,38 +97,38 @@ func unixOf(t time.Time) sql.NullInt64 { return sql.NullInt64{Int64: t.Unix(), V
 
 // keep remembers a record that is in memory when the database is put back, within so many
 // bytes for all. Of what finds no place it is known that an older row is not to be served.
-func (l *learned) keep(d authz.Digest, e *cachedKey, most uint64) {
-	l.drop(d)
+func (l *learned) keep(e *cachedKey, most uint64) {
+	l.drop(e.secret.ID)
 	if n := uint64(e.bytes()); l.keptBytes+n <= most {
 		if l.kept == nil {
-			l.kept = make(map[authz.Digest]*cachedKey)
+			l.kept = make(map[authz.SecretID]*cachedKey)
 		}
-		l.kept[d] = e
+		l.kept[e.secret.ID] = e
 		l.keptBytes += n
 		return
 	}
-	l.learn([]changedKey{{digest: d, id: e.key.ID, secret: e.secret.ID, revision: e.key.Revision}}, nil)
+	l.learn([]changedKey{{id: e.key.ID, secret: e.secret.ID, revision: e.key.Revision}}, nil)
 }
 
-func (l *learned) drop(d authz.Digest) {
-	if e := l.kept[d]; e != nil {
+func (l *learned) drop(id authz.SecretID) {
+	if e := l.kept[id]; e != nil {
 		l.keptBytes -= uint64(e.bytes())
-		delete(l.kept, d)
+		delete(l.kept, id)
 	}
 }
 
 // judge turns what was read into what may be served, in the light of what is known.
-func (l *learned) judge(d authz.Digest, e *cachedKey) *cachedKey {
+func (l *learned) judge(e *cachedKey) *cachedKey {
 	if e.key == nil {
 		return e
 	}
 	keyRevoked, revoked := l.revoked[e.key.ID]
 	key, secret := e.key, e.secret
 	secretRevoked, ended := l.secrets[e.secret.ID]
-	if kept := l.kept[d]; kept != nil && kept.key.Revision > key.Revision {
+	if kept := l.kept[e.secret.ID]; kept != nil && kept.key.Revision > key.Revision {
 		key, secret = narrower(kept.key, e.key), narrowerSecret(kept.secret, e.secret)
 	} else {
-		l.drop(d)
+		l.drop(e.secret.ID)
 		gone := revoked || ended || !key.RevokedAt.IsZero() || !secret.RevokedAt.IsZero()
 		if l.changed[key.ID] > key.Revision && !gone {
 			return &cachedKey{organization: e.organization, bad: errPutBack, asOf: e.asOf}
@@ -175,6 +175,7 @@ func narrower(kept, stored *authz.Key) *authz.Key {
 
 func narrowerSecret(kept, stored *authz.KeySecret) *authz.KeySecret {
 	s := copySecret(kept)
+	s.PepperID = stored.PepperID // under which it was found
 	if s.RevokedAt.IsZero() {
 		s.RevokedAt = stored.RevokedAt
 	}

@@ -100,13 +100,16 @@ func (r narrowingRow) thing() (manage.KeyNarrowing, error) {
 	}, nil
 }
 
+// widenedSince tells that key k was given scopes since its narrowing n, but for what an undoing
+// has given back.
+const widenedSince = `COALESCE(k.scopes_since > GREATEST(n.narrowed_at, (SELECT max(u.undone_at) FROM key_narrowings u WHERE u.key_id = n.key_id)), false)`
+
 // KeyNarrowing implements manage.Reader.
 func (r *reads) KeyNarrowing(ctx context.Context, t manage.Tenant, key authz.KeyID, since time.Time) (*manage.KeyNarrowing, error) {
 	return one[manage.KeyNarrowing, narrowingRow](ctx, r, "read what was taken from a key", `
 		SELECT n.key_id, n.revision, n.organization_id, n.narrowed_at, n.narrowed_by, n.scopes_before, n.scopes_after, n.key_version, n.evidence,
 			n.undone_at, n.undone_by,
-			-- An undoing gives scopes as well.
-			k.scopes_since > GREATEST(n.narrowed_at, (SELECT max(u.undone_at) FROM key_narrowings u WHERE u.key_id = n.key_id)) AS widened
+			`+widenedSince+` AS widened
 		FROM key_narrowings n JOIN api_keys k ON k.id = n.key_id
 		WHERE ($1::boolean OR n.organization_id = $2::uuid) AND n.key_id = $3::uuid AND n.undone_at IS NULL AND n.narrowed_at > $4
 		ORDER BY n.revision DESC LIMIT 1`, t.Everyone(), t.Organization(), key, since)
@@ -118,6 +121,14 @@ func (c *Change) InsertKeyNarrowing(ctx context.Context, t manage.Tenant, n *man
 		DELETE FROM key_narrowings WHERE ctid = ANY (ARRAY(
 			SELECT ctid FROM key_narrowings WHERE narrowed_at <= $1 ORDER BY narrowed_at LIMIT $2))`,
 		c.now.Add(-manage.UndoneFor), maxForgottenNarrowings)
+	if err != nil {
+		return err
+	}
+	// Somebody has decided anew what the key should have: what was taken before that stays taken.
+	_, err = c.execMany(ctx, "forget what was decided anew", `
+		DELETE FROM key_narrowings n USING api_keys k
+		WHERE ($1::boolean OR n.organization_id = $2::uuid) AND n.key_id = $3::uuid AND k.id = n.key_id AND n.undone_at IS NULL AND `+widenedSince,
+		t.Everyone(), t.Organization(), n.Key)
 	if err != nil {
 		return err
 	}

@@ -411,3 +411,44 @@ func TestEffective_WhoServesOnWhileNobodyCanWriteIsNamed(t *testing.T) {
 		t.Errorf("when it is heard of: %+v, %v", e, err)
 	}
 }
+
+// What a replica has only read, and not heard of as a change, it knows by the secret: also when
+// the copy has that under another pepper.
+func TestSynchronize_WhatWasReadStaysNarrowInACopyUnderAnOldPepper(t *testing.T) {
+	at := storetest.Migrated(t)
+	old, fresh := authz.NewPepper("p1"), authz.NewPepper("p2")
+	first, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: parsePeppers(t, old)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := add(t, first)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	put := copyOf(t, at)
+	both := parsePeppers(t, fresh, old)
+	second, err := store.Open(t.Context(), store.Options{URL: storetest.Parse(t, at), Peppers: both})
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved(t, at, both, func() { find(t, second, k.secret) })
+	write(t, second, func(ctx context.Context, c *store.Change) error {
+		return c.DisableKey(ctx, k.key.Organization.ID, k.key.ID, true)
+	})
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := storetest.Open(t, at, both)
+	synchronize(t, s)
+	if !find(t, s, k.secret).Key.Disabled {
+		t.Fatal("the change is not there")
+	}
+	s.StopFollowing()
+	put()
+	for range 2 {
+		synchronize(t, s)
+		if f := find(t, s, k.secret); f.Key == nil || !f.Key.Disabled {
+			t.Errorf("what was taken from a key comes back: %+v", f.Key)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -48,6 +49,8 @@ WITH gone AS (DELETE FROM replicas
 
 // counting is which replicas may still serve what they know; its argument is heartbeatGrace in ms.
 const counting = `heartbeat_at + (stale_max_ms + $1::bigint) * interval '1 ms' > clock_timestamp()`
+
+var errNoRevision = errors.New("read the replicas: the revision's row is missing")
 
 // never is long before any clock of ours began.
 const never = time.Duration(-1 << 62)
@@ -224,6 +227,9 @@ func (s *Store) awaitReplicas(ctx context.Context, within time.Duration, done fu
 		rows, err := s.countingReplicas(ctx)
 		if err != nil {
 			return manage.Effective{}, err
+		}
+		if len(rows) == 0 {
+			return manage.Effective{}, errNoRevision
 		}
 		e := s.acknowledged(rows, done)
 		if e.Within = time.Since(started); len(e.Silent) == 0 || e.Within >= within {

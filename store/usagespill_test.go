@@ -77,6 +77,17 @@ func TestUsage_WhatAnEndInAnOutageKeepsIsWrittenOnceByTheNextStart(t *testing.T)
 			t.Errorf("written %d times: %d counted, kept %v", again+1, n, kept())
 		}
 	}
+	// What may be written already and is found when nobody knows any more is not written again.
+	if err := os.WriteFile(path, []byte(strings.Replace(strings.Replace(string(whole), `"at":"2`, `"at":"1`, 1), `"tried":false`, `"tried":true`, -1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db.MustExec(`DELETE FROM usage_batches`)
+	if err := open(peppers).FlushUsage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := storetest.Count(t, at, `SELECT sum(requests)::int FROM usage_hours`); n != 40 || len(kept()) != 0 {
+		t.Errorf("found too late: %d counted, kept %v", n, kept())
+	}
 	// What was counted under other peppers, or is no such file, stays where it is.
 	for _, text := range []string{strings.Replace(string(whole), "p1:", "p1:0", 1), "{"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

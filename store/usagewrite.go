@@ -45,10 +45,10 @@ func (s *Store) recordUsage(ctx context.Context) {
 	}, func(ctx context.Context) {
 		flushLast(ctx, lastUsageLimit, s.flushUsage, func(err error) {
 			lost := s.usage.counted() - s.usage.stored.Load() - s.usage.dropped.Load()
-			path, kept, unkept := s.spillUsage()
-			if path != "" {
-				s.log.Warn("the last usage could not be written; it is kept for the next start", slog.Int64("decisions", kept), slog.String("file", path),
-					slog.Any("error", err))
+			kept, unkept := s.spillUsage()
+			if kept > 0 {
+				s.log.Warn("the last usage could not be written; it is kept for the next start", slog.Int64("decisions", kept),
+					slog.String("folder", s.spillDir), slog.Any("error", err))
 			}
 			if lost -= kept; lost > 0 {
 				s.usage.dropped.Add(lost)

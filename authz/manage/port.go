@@ -227,8 +227,6 @@ type Writer interface {
 	// none within 24 hours.
 	Remembered(ctx context.Context, s IdempotencyScope) (*Remembered, error)
 	Remember(ctx context.Context, s IdempotencyScope, r Remembered) error
-	// Forget forgets an answer that does not hold any more, if there is one.
-	Forget(ctx context.Context, s IdempotencyScope) error
 }
 
 // ImportedKey is a key with the hash of a secret that another system has made.

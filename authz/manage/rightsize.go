@@ -88,7 +88,11 @@ func (s *Service) ApplyFindings(
 		return nil, err
 	}
 	out := &NarrowingChange{}
-	done, err := s.change(ctx, r, out, func(ctx context.Context, w Writer) (outcome, error) {
+	once := r
+	if !answered {
+		once.IdempotencyKey = "" // it is answered once it is confirmed
+	}
+	done, err := s.change(ctx, once, out, func(ctx context.Context, w Writer) (outcome, error) {
 		if plan == nil {
 			return outcome{}, conflict("key_changed", "the earlier answer to this request is not kept any more; try again")
 		}
@@ -98,7 +102,7 @@ func (s *Service) ApplyFindings(
 		return nil, err
 	}
 	out.Effective = done.effective
-	if !done.replayed && !r.DryRun {
+	if !answered && !r.DryRun {
 		if err := s.confirmNarrowing(context.WithoutCancel(ctx), r, plan, out); err != nil {
 			return nil, err
 		}
@@ -456,9 +460,6 @@ func (s *Service) undoNarrowing(
 		undone := map[string]any{"narrowed_at": timestamp(n.At), "narrowed_by": n.By}
 		if only != nil {
 			undone["because"] = only.why.Code
-			if err := only.forget(ctx, w); err != nil {
-				return outcome{}, err
-			}
 		}
 		after["undone"] = undone
 		return logged(outcome{}, k.OrganizationID, recordRightSizeUndo, k.ID.String(), before, after)

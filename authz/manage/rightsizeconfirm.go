@@ -14,8 +14,6 @@ import (
 type confirmed struct {
 	narrowedAt time.Time
 	why        *authz.Error
-	// scope is where the answer was remembered, nil for nowhere.
-	scope *IdempotencyScope
 }
 
 // is refuses to undo another narrowing than this; nil is any.
@@ -26,37 +24,41 @@ func (c *confirmed) is(n *KeyNarrowing) error {
 	return nil
 }
 
-// forget has the same request be a new one.
-func (c *confirmed) forget(ctx context.Context, w Writer) error {
-	if c.scope == nil {
-		return nil
-	}
-	return w.Forget(ctx, *c.scope) //nolint:wrapcheck // change does
-}
-
 // confirmNarrowing asks about what was decided until every replica knew of a narrowing: until
-// then the key was used with all that it had. What needs that, or might, gives it back.
+// then the key was used with all that it had. What needs that, or might, gives it back. Only now
+// the answer is remembered for the request's Idempotency-Key: nothing else is one.
 func (s *Service) confirmNarrowing(ctx context.Context, r Request, plan *narrowingPlan, done *NarrowingChange) error {
 	n := &done.Narrowing
-	scope := r.scope()
-	r.IdempotencyKey, r.IfVersion = "", 0
-	err := s.againstDone(ctx, r, plan, n)
+	once := r
+	once.IdempotencyKey, once.IfVersion = "", 0
+	err := s.againstDone(ctx, once, plan, n)
 	if err == nil {
+		s.rememberNarrowing(ctx, r, done)
 		return nil
 	}
-	why := &authz.Error{Kind: authz.KindUnavailable, Code: "traffic_unknown", Message: "what the key was used for meanwhile could not be found out"}
+	why := authz.Unavailable("what the key was used for meanwhile could not be found out", err)
 	var known *authz.Error
 	if errors.As(err, &known) {
 		copied := *known
 		why = &copied
 	}
-	_, undo := s.undoNarrowing(ctx, r, n.Organization, n.Key, &confirmed{n.At, why, scope})
+	_, undo := s.undoNarrowing(ctx, once, n.Organization, n.Key, &confirmed{n.At, why})
 	if undo != nil {
 		why.Message = fmt.Sprintf("the key was narrowed and could not be given back what it had (%s); then: %s", scopesText(n.Before), why.Message)
 		return errors.Join(why, undo)
 	}
 	why.Message = "the key was narrowed and has its scopes again: " + why.Message
 	return why
+}
+
+// rememberNarrowing keeps the answer of a narrowing that was confirmed. It is given though it could
+// not be kept: then the same request is a new one, which finds nothing to take.
+func (s *Service) rememberNarrowing(ctx context.Context, r Request, done *NarrowingChange) {
+	if scope := r.scope(); scope != nil {
+		_, _ = s.store.Write(ctx, true, func(ctx context.Context, w Writer) error {
+			return remember(ctx, w, *scope, r, outcome{takes: true}, done)
+		})
+	}
 }
 
 // againstDone says why a narrowing that is done should not have been.

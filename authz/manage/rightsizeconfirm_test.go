@@ -86,8 +86,20 @@ func TestUndoFindings_WhatWasTakenByHandSinceIsNotGivenBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.UndoFindings(t.Context(), r.as(r.platform), r.org, made.Key.ID); code(err) != "scopes_changed" {
-		t.Errorf("%v", err)
+	undo := func() string {
+		_, err := r.UndoFindings(t.Context(), r.as(r.platform), r.org, made.Key.ID)
+		return code(err)
+	}
+	if got := undo(); got != "scopes_changed" {
+		t.Error(got)
+	}
+	// Nor by way of another narrowing, which is undone.
+	r.auditor.remove = []authz.Scope{"customers:write"}
+	if _, err := r.apply(t, made.Key.ID, manage.NarrowingInput{}); err != nil {
+		t.Fatal(err)
+	}
+	if first, second := undo(), undo(); first != "" || second != "nothing_to_undo" {
+		t.Errorf("%q, then %q", first, second)
 	}
 }
 

@@ -80,7 +80,7 @@ func (t Trial) try(ctx context.Context, r *authz.PolicyReport) {
 		refuse(r, problemsOf(authz.StageLoad, err)...)
 		return
 	}
-	refuse(r, snapshot.unasked()...)
+	refuse(r, snapshot.unasked...)
 	var broken []authz.PolicyProblem
 	var endless bool
 	r.Questions, broken, endless = invariants(ctx, snapshot, p.data)

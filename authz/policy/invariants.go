@@ -107,9 +107,13 @@ func (x *examiner) examine(ctx context.Context) {
 			if x.done(ctx) {
 				return
 			}
-			// Every plan and every setting with some requests, every request with some.
-			x.setting = all[(i+j)%len(all)]
-			x.request(ctx, r, environment, plans[i%len(plans)])
+			// Every plan and every setting with some requests, every request with some; what is
+			// denied in its setting is asked about without, too.
+			plan := plans[i%len(plans)]
+			if x.setting = all[(i+j)%len(all)]; !x.request(ctx, r, environment, plan) && x.setting.name != "" && !x.done(ctx) {
+				x.setting = all[0]
+				x.request(ctx, r, environment, plan)
+			}
 		}
 	}
 	for i := range max(len(plans), len(all)) {
@@ -181,15 +185,15 @@ func (r exampleRequest) check(k *authz.Key) *authz.Check {
 }
 
 // request asks one request with a key that may have it, and then with keys and callers
-// that must not.
-func (x *examiner) request(ctx context.Context, r exampleRequest, environment authz.Environment, plan string) {
+// that must not. It tells whether the first was allowed.
+func (x *examiner) request(ctx context.Context, r exampleRequest, environment authz.Environment, plan string) (allowed bool) {
 	k := x.key(environment, plan)
 	c := r.check(k)
 	x.setting.of(k, c)
 	v, ok := x.ask(ctx, r.String()+x.setting.name, k, c)
 	if !ok || !v.Allow {
 		x.denied(ctx, r, k, "a key with no scope at all is never allowed", func(k *authz.Key, _ *authz.Check) { k.Scopes = nil })
-		return
+		return false
 	}
 	x.sound(r, k, v)
 	for _, scope := range v.Required {
@@ -228,11 +232,12 @@ func (x *examiner) request(ctx context.Context, r exampleRequest, environment au
 		x.denied(ctx, r, k, "an action that is no scope of the catalogue is never allowed", func(_ *authz.Key, c *authz.Check) {
 			c.Action = "invariant:unknown"
 		})
-		return
+		return true
 	}
 	x.denied(ctx, r, k, "a route that the catalogue does not have is never allowed", func(_ *authz.Key, c *authz.Check) {
 		c.SetRequest("GET", "/invariant/unknown/route")
 	})
+	return true
 }
 
 // sound holds an allow to what every allow has.

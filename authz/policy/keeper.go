@@ -18,6 +18,8 @@ type Offer struct {
 	Origin authz.PolicyOrigin
 	// AcceptRemoved is Trial's.
 	AcceptRemoved []string
+	// Against is what it is measured by while nothing is in force; nil is nothing.
+	Against *Source
 	// Still tells, when it was tried, that its source still has it; nil is always. What has changed
 	// meanwhile is neither in force nor refused: ErrMoved.
 	Still func() bool
@@ -231,7 +233,11 @@ func (k *Keeper) Offer(ctx context.Context, o Offer) error {
 		return nil
 	}
 	if !o.Proved {
-		report, err := k.Try(ctx, o.Source, o.AcceptRemoved)
+		active := k.active.Load()
+		if active == nil {
+			active = o.Against
+		}
+		report, err := k.gate.Try(ctx, Trial{Candidate: o.Source, Active: active, AcceptRemoved: o.AcceptRemoved})
 		if err != nil {
 			return err
 		}

@@ -38,6 +38,8 @@ type Snapshot struct {
 	// findings is nil for a policy that judges no evidence; steps are what that is rounded to.
 	findings ast.Body
 	steps    authz.EvidenceSteps
+	// unasked are packages of rules that nobody asks.
+	unasked []authz.PolicyProblem
 	// findingKinds are those that the data says how much they matter.
 	findingKinds []authz.FindingCode
 	// catalogue is what the data lists.
@@ -89,6 +91,7 @@ func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
+	unasked := whole.unaskedOf(p.live)
 	if err := foldConstants(ctx, whole.in(newLane()), p.live); err != nil {
 		return nil, err
 	}
@@ -103,7 +106,7 @@ func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
 		return nil, at(findingsData, 0, err)
 	}
 	loaded.templates, loaded.findingKinds = templatesOf(p.data), findingKindsOf(p.data)
-	loaded.revision = s.revision
+	loaded.revision, loaded.unasked = s.revision, unasked
 	loaded.catalogue.Revision = s.revision
 	return loaded, nil
 }

@@ -2,6 +2,10 @@ package policy
 
 import (
 	"errors"
+	"maps"
+	"slices"
+
+	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/supportstation/keystile/authz"
 )
@@ -11,13 +15,11 @@ var errUnasked = errors.New("no decision looks at the rules of this package, so 
 
 // unasked are the packages among those of single rules that no entry point reaches: a rule that
 // its author takes for being in force, and that is not.
-func (s *Snapshot) unasked() []authz.PolicyProblem {
+//
+// It is asked of a policy as it was written: constants that are folded lead nowhere any more.
+func (s *Snapshot) unaskedOf(modules map[string]*ast.Module) []authz.PolicyProblem {
 	w := newWalk(s)
-	entrypoints := []string{checkEntrypoint, adminEntrypoint}
-	if s.findings != nil {
-		entrypoints = append(entrypoints, findingsEntrypoint)
-	}
-	for _, entrypoint := range entrypoints {
+	for _, entrypoint := range []string{checkEntrypoint, adminEntrypoint, findingsEntrypoint, maskEntrypoint, dropEntrypoint} {
 		w.entrypoint(entrypoint)
 	}
 	reached := map[string]bool{}
@@ -25,7 +27,8 @@ func (s *Snapshot) unasked() []authz.PolicyProblem {
 		reached[rule.Module.Package.Path.String()] = true
 	}
 	var problems []authz.PolicyProblem
-	for _, m := range s.compiler.Modules {
+	for _, name := range slices.Sorted(maps.Keys(modules)) {
+		m := modules[name]
 		path := m.Package.Path
 		if len(path) <= len(ownRules) || !path.HasPrefix(ownRules) || len(m.Rules) == 0 || reached[path.String()] {
 			continue

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/supportstation/keystile/authz"
 	"github.com/supportstation/keystile/sdk/admin"
 	"github.com/supportstation/keystile/store"
@@ -266,9 +268,7 @@ func (s *site) giveLike(dir, other string) {
 func (s *site) replacePostgres(dir string, n, changes int) {
 	s.Helper()
 	s.killPostgres()
-	if changes > 0 {
-		s.goOn(dir, changes)
-	}
+	s.goOn(dir, changes)
 	current := filepath.Join(s.dir, "postgres")
 	if err := errors.Join(os.Rename(current, filepath.Join(s.dir, fmt.Sprintf("lost-%d", n))), os.Rename(dir, current)); err != nil {
 		s.Fatal(err)
@@ -277,7 +277,8 @@ func (s *site) replacePostgres(dir string, n, changes int) {
 	s.note("the copy is in place")
 }
 
-// goOn has a copy take changes where no replica finds it.
+// goOn has a copy forget the replicas, as one from before they were started, and take changes
+// where no replica finds it.
 func (s *site) goOn(dir string, changes int) {
 	s.Helper()
 	elsewhere, err := localserver.StartPostgres(s.Context(), localserver.PostgresOptions{Dir: dir, Password: password, FsyncOff: true})
@@ -285,6 +286,17 @@ func (s *site) goOn(dir string, changes int) {
 		s.Fatal(err)
 	}
 	defer func() { _ = elsewhere.Stop(s.Context()) }()
+	forget, err := sqlx.ConnectContext(s.Context(), "postgres", elsewhere.URL("postgres"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	_, err = forget.ExecContext(s.Context(), `DELETE FROM replicas`)
+	if err := errors.Join(err, forget.Close()); err != nil {
+		s.Fatal(err)
+	}
+	if changes == 0 {
+		return
+	}
 	at, err := store.ParseDatabaseURL(elsewhere.URL("postgres"))
 	if err != nil {
 		s.Fatal(err)

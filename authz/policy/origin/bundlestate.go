@@ -66,7 +66,9 @@ func (b *Bundle) takeKept(ctx context.Context) {
 		if c.policy.Version >= b.version {
 			b.raise(c)
 		}
-		b.archive, b.kept = c.archive, true // which is in force until there is a better one
+		b.archive = c.archive // which is in force until there is a better one
+		version, revision := b.readMark()
+		b.kept = version == b.version && revision == b.revision // else its version is kept with it
 		b.offer(ctx, c)
 	}
 }

@@ -143,6 +143,10 @@ func (d *Directory) Begin(ctx context.Context) Version {
 	return Version{Err: fmt.Errorf("the policy's directory %s goes on changing", d.path)}
 }
 
+// Again has Watch hand over what is there, though it was handed over before. It must not be
+// called beside it.
+func (d *Directory) Again() { d.seen = "" }
+
 // Watch hands over the policy whenever the directory has become another one than it was
 // handed over last, or at Begin, until ctx ends. What is half written is waited for: a
 // directory is read when it has been still for a moment, and what is handed over can tell
