@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/supportstation/keystile/authz"
+	"github.com/supportstation/keystile/authz/policy"
+	"github.com/supportstation/keystile/authz/policy/origin"
 	"github.com/supportstation/keystile/policies"
 	keystile "github.com/supportstation/keystile/sdk"
 	"github.com/supportstation/keystile/sdk/admin"
@@ -270,6 +273,41 @@ func TestE2E_AnEditOfThePolicyDirectoryIsInForceOrRefused(t *testing.T) {
 	var refusal *admin.Error
 	if _, err := m.client.ActivatePolicy(ctx, admin.PolicyActivate{Files: &files}); !errors.As(err, &refusal) || refusal.Code != "policy_origin" {
 		t.Errorf("activated beside a directory: %v", err)
+	}
+}
+
+// What was kept is the measure also where it cannot be in force any more: a newer program may
+// refuse it, and what is there now does not get in force for that.
+func TestE2E_ADirectoryIsMeasuredByWhatWasKeptThoughThatCannotBeInForce(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range policyFiles(t, nil) {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := testEnvironment(t)
+	env["KEYSTILE_POLICY_DIR"] = dir
+	was := policyFiles(t, closedFridays())
+	was["keystile/rules/team/deep/deep.rego"] = "package keystile.rules.team.deep\n\ndeny contains {} if false\n" // refused by this program
+	source := must(policy.SourceOf(was))
+	kept := origin.NewDirectory(dir).Keep(env["KEYSTILE_STATE_DIR"])
+	if err := kept.Store(source); err != nil {
+		t.Fatal(err)
+	}
+	cfg := must(configFromEnvironment(env))
+	s, err := startService(context.WithoutCancel(t.Context()), cfg, slog.New(slog.DiscardHandler))
+	if err == nil {
+		_ = s.close()
+	}
+	if err == nil || exitCode(err) != exitInvalid || !strings.Contains(err.Error(), "closed_test") || !strings.Contains(err.Error(), kept.Path()) {
+		t.Errorf("a directory without a rule that was kept: %v", err)
+	}
+	if left := must(origin.NewDirectory(dir).Keep(env["KEYSTILE_STATE_DIR"]).Load()); left == nil || left.Revision() != source.Revision() {
+		t.Error("what was kept was replaced")
 	}
 }
 

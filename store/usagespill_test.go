@@ -78,7 +78,7 @@ func TestUsage_WhatAnEndInAnOutageKeepsIsWrittenOnceByTheNextStart(t *testing.T)
 		}
 	}
 	// What may be written already and is found when nobody knows any more is not written again.
-	if err := os.WriteFile(path, []byte(strings.Replace(strings.Replace(string(whole), `"at":"2`, `"at":"1`, 1), `"tried":false`, `"tried":true`, -1)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(strings.Replace(string(whole), `"at":"2`, `"at":"1`, 1), `"tried":false`, `"tried":true`)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	db.MustExec(`DELETE FROM usage_batches`)
