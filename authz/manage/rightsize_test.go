@@ -144,7 +144,7 @@ func (r *narrowRig) apply(t *testing.T, key authz.KeyID, in manage.NarrowingInpu
 func TestApplyFindings_ReplayedTrafficIsDeniedNothing(t *testing.T) {
 	r := newNarrowRig(t, 1)
 	applied, refused, kept := 0, 0, 0
-	fewer(t, "15") // each waits until replicas have written what they counted
+	fewer(t, "8") // each waits twice until replicas have written what they counted
 	history := func(rt *rapid.T) {
 		in := manage.KeyInput{
 			Name: "ci", Environment: rapid.SampledFrom([]authz.Environment{"live", "test"}).Draw(rt, "environment"),
