@@ -225,12 +225,8 @@ func (s *Store) readSpilled(path string) (*spilled, error) {
 		}
 	}
 	own := s.pepperMarks()
-	for _, mark := range file.Peppers {
-		for _, mine := range own {
-			if mark == mine {
-				return &file, nil
-			}
-		}
+	if !slices.ContainsFunc(file.Peppers, func(mark string) bool { return slices.Contains(own, mark) }) {
+		return nil, errors.New("it was counted under other peppers, so for another database")
 	}
-	return nil, errors.New("it was counted under other peppers, so for another database")
+	return &file, nil
 }

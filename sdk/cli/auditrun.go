@@ -201,7 +201,9 @@ func (s *session) writeTo(name string, write func(io.Writer) error) error {
 	err = errors.Join(write(file), file.Close())
 	if half != at {
 		if err == nil {
-			err = usageOf("--out", os.Rename(half, at))
+			if err = os.Rename(half, at); err != nil {
+				err = usage(fmt.Errorf("--out: %w", err))
+			}
 		}
 		_ = os.Remove(half) // unless it has its name by then
 	}
@@ -209,13 +211,6 @@ func (s *session) writeTo(name string, write func(io.Writer) error) error {
 		s.say("written to %s", name)
 	}
 	return err
-}
-
-func usageOf(flag string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return usage(fmt.Errorf("%s: %w", flag, err))
 }
 
 // failOn fails when there are findings that are at least so grave; "" never does.

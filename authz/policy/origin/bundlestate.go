@@ -52,7 +52,8 @@ func (b *Bundle) openState() error {
 // takeKept hands over the bundle that was kept. It has its signature, which is verified again,
 // and its version, so that nothing older is taken after a restart either.
 func (b *Bundle) takeKept(ctx context.Context) {
-	b.version, b.revision = b.readMark()
+	version, revision := b.readMark()
+	b.version, b.revision = version, revision
 	c, err := b.readKept()
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && b.version == 0:
@@ -66,8 +67,7 @@ func (b *Bundle) takeKept(ctx context.Context) {
 		if c.policy.Version >= b.version {
 			b.raise(c)
 		}
-		b.archive = c.archive // which is in force until there is a better one
-		version, revision := b.readMark()
+		b.archive = c.archive                                   // which is in force until there is a better one
 		b.kept = version == b.version && revision == b.revision // else its version is kept with it
 		b.offer(ctx, c)
 	}
@@ -106,18 +106,8 @@ func (b *Bundle) mark() error {
 
 // readKept reads and verifies what was kept; fs.ErrNotExist when nothing was.
 func (b *Bundle) readKept() (*candidate, error) {
-	switch info, err := os.Lstat(b.keptAt); {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	}
-	file, err := os.Open(b.keptAt)
+	archive, err := readRegular(b.keptAt, bundle.MaxArchive)
 	if err != nil {
-		return nil, err
-	}
-	archive, err := io.ReadAll(io.LimitReader(file, bundle.MaxArchive+1))
-	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, err
 	}
 	p, err := bundle.Read(archive, b.o.Keys)
@@ -125,6 +115,23 @@ func (b *Bundle) readKept() (*candidate, error) {
 		return nil, err //nolint:wrapcheck // it says what is wrong
 	}
 	return &candidate{p, archive}, nil
+}
+
+// readRegular reads a file and no link, pipe or device, and at most one byte more than there
+// may be: whoever takes the content says what is wrong with that.
+func readRegular(path string, most int64) ([]byte, error) {
+	switch info, err := os.Lstat(path); {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New("it is not a regular file")
+	}
+	file, err := os.Open(path) //nolint:gosec // the operator's own folder
+	if err != nil {
+		return nil, err
+	}
+	content, err := io.ReadAll(io.LimitReader(file, most+1))
+	return content, errors.Join(err, file.Close())
 }
 
 // keep keeps the bundle that is in force, if that is not done. What could not be kept is

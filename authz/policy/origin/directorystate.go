@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -38,26 +37,17 @@ func (k *Kept) Path() string { return k.path }
 
 // Load reads the policy that was kept, nil when none was.
 func (k *Kept) Load() (*policy.Source, error) {
-	switch info, err := os.Lstat(k.path); {
-	case errors.Is(err, fs.ErrNotExist):
+	archive, err := readRegular(k.path, maxKept)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // nothing was kept
-	case err != nil:
-		return nil, fmt.Errorf("read the last good policy: %w", err)
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("read the last good policy: %s is not a regular file", k.path)
 	}
-	file, err := os.Open(k.path)
-	if err != nil {
-		return nil, fmt.Errorf("read the last good policy: %w", err)
+	if err == nil && len(archive) > maxKept {
+		err = errors.New("it is too large")
 	}
-	archive, err := io.ReadAll(io.LimitReader(file, maxKept+1))
-	if err = errors.Join(err, file.Close()); err != nil {
-		return nil, fmt.Errorf("read the last good policy: %w", err)
+	var source *policy.Source
+	if err == nil {
+		source, err = policy.ReadArchive(archive)
 	}
-	if len(archive) > maxKept {
-		return nil, fmt.Errorf("read the last good policy: %s is too large", k.path)
-	}
-	source, err := policy.ReadArchive(archive)
 	if err != nil {
 		return nil, fmt.Errorf("read the last good policy from %s: %w", k.path, err)
 	}
