@@ -13,8 +13,9 @@ func manyConnections(t *trial) {
 	l := s.startLoad(plan{to: s.replicas, keys: keys, rate: either(t, 300, 50), connections: 64})
 	before := s.worn(r, keys)
 	stopWatching := s.watchMemory(r)
+	f := s.prepareFlood(r, floodOrder{Connections: size, Arrive: arrive, Every: either(t, 8*time.Second, time.Second)}, keys...)
 	all := s.takeTurns(either(t, 5, 1), 2*time.Second, either(t, time.Second, 0), func() {
-		f := s.startFlood(r, floodOrder{Connections: size, Arrive: arrive, Every: either(t, 8*time.Second, time.Second)}, keys...)
+		f.begin()
 		pause(arrive + either(t, 3*time.Second, time.Second))
 		s.eventually("all have connected", func() bool { return int(r.metric(t, "process_open_fds")) >= size })
 		crowd := f.end()

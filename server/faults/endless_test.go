@@ -1,9 +1,11 @@
 package faults
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/supportstation/keystile/authz"
@@ -36,23 +38,70 @@ deny contains {"code": "endless", "message": "Never said."} if {
 }
 
 // abandoned counts the goroutines that work out a large call.
-func (s *site) abandoned(r *replica) (n int) {
-	s.Helper()
-	_, page, err := fetch(s.Context(), r.opsURL+"/debug/pprof/goroutine?debug=1")
+func (r *replica) abandoned(ctx context.Context) (n int, err error) {
+	_, page, err := fetch(ctx, r.opsURL+"/debug/pprof/goroutine?debug=1")
 	if err != nil {
-		s.Fatal(err)
+		return 0, err
 	}
 	for _, stack := range strings.Split(page, "\n\n") {
 		if strings.Contains(stack, "authz/policy.(*lane).run.func") {
 			count, _, _ := strings.Cut(strings.TrimSpace(stack), " @")
 			one, err := strconv.Atoi(count[strings.LastIndexByte(count, '\n')+1:])
 			if err != nil {
-				s.Fatalf("a profile of goroutines says %q", count)
+				return 0, fmt.Errorf("a profile of goroutines says %q", count)
 			}
 			n += one
 		}
 	}
+	return n, nil
+}
+
+// abandoned is what a replica works out and nobody waits for.
+func (s *site) abandoned(r *replica) int {
+	s.Helper()
+	n, err := r.abandoned(s.Context())
+	if err != nil {
+		s.Fatal(err)
+	}
 	return n
+}
+
+// watchAbandoned finds out, until stop, how many are left running at a time and how many
+// goroutines there are, at most. It looks in calm times as well: a profile takes time of the
+// replica, which is not what others are to wait for.
+func (s *site) watchAbandoned(r *replica) (stop func() (left int, goroutines float64)) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	left, goroutines := 0, 0.0
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(300 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+			n, err := r.abandoned(s.Context())
+			if err != nil {
+				s.Errorf("look at goroutines: %v", err)
+			}
+			all, err := r.sample(s.Context(), "go_goroutines")
+			if err != nil {
+				s.Errorf("count goroutines: %v", err)
+			}
+			left, goroutines = max(left, n), max(goroutines, all)
+		}
+	}()
+	end := sync.OnceFunc(func() {
+		close(quit)
+		<-done
+	})
+	s.Cleanup(end)
+	return func() (int, float64) {
+		end()
+		return left, goroutines
+	}
 }
 
 // endlessPolicy asks for the keys of an organization for which the policy does not come
@@ -78,16 +127,16 @@ func endlessPolicy(t *trial) {
 	t.timed(len(quick) > len(again)*9/10, "what caused it is denied unevaluated: %d of %d within %s, p50 %s", len(quick), len(again),
 		ms(unevaluated), ms(again.percentile(.5)))
 
-	most, mostGoroutines, ours := 0, 0.0, 4
+	const ours = 4
 	var asked answers
+	stopWatching := s.watchAbandoned(r)
 	took := s.takeTurns(either(t, 7, 1), either(t, 2*time.Second, 200*time.Millisecond), 0, func() {
 		c := s.startLoad(plan{to: s.replicas, keys: cause, rate: either(t, 60, 20), connections: ours})
-		for until := time.Now().Add(either(t, 4*time.Second, 1500*time.Millisecond)); time.Now().Before(until); pause(300 * time.Millisecond) {
-			most, mostGoroutines = max(most, s.abandoned(r)), max(mostGoroutines, r.metric(t, "go_goroutines"))
-		}
+		pause(either(t, 4*time.Second, 1500*time.Millisecond))
 		asked = append(asked, c.stop()...)
 		s.eventually("what was left running ends", func() bool { return s.abandoned(r) == 0 })
 	})
+	most, mostGoroutines := stopWatching()
 	others := l.stop()
 	s.judgeEndless(append(asked, again...))
 	t.exact(most <= 1, "left running at a time: at most %d (1)", most)

@@ -42,12 +42,23 @@ type floodOrder struct {
 	Keys []string
 }
 
-// floodResult is what it writes at its end.
+// floodResult is what it writes at the end of each part.
 type floodResult struct {
 	Answered, Allowed, Denied, Limited, Undecided, Broken int64
-	// Slowest is the longest that an answer took.
-	Slowest time.Duration
+	// Slowest is the longest that an answer took, Lasted the time from the first question to
+	// the last answer.
+	Slowest, Lasted time.Duration
 }
+
+// add counts another one's answers as well, of the same time.
+func (r *floodResult) add(other floodResult) {
+	r.Answered, r.Allowed, r.Denied = r.Answered+other.Answered, r.Allowed+other.Allowed, r.Denied+other.Denied
+	r.Limited, r.Undecided, r.Broken = r.Limited+other.Limited, r.Undecided+other.Undecided, r.Broken+other.Broken
+	r.Slowest, r.Lasted = max(r.Slowest, other.Slowest), max(r.Lasted, other.Lasted)
+}
+
+// rate is how many were answered a second.
+func (r floodResult) rate() float64 { return float64(r.Answered) / r.Lasted.Seconds() }
 
 func (r floodResult) String() string {
 	return fmt.Sprintf("%d asked: %d allowed, %d denied, %d limited, %d undecided, %d other",
@@ -55,14 +66,17 @@ func (r floodResult) String() string {
 }
 
 // flood is a process that asks with what time the machine has left: it stands for clients
-// elsewhere, and takes no core from the service.
+// elsewhere, and takes no core from the service. It may begin and end several times: that
+// it starts is not part of what others wait for.
 type flood struct {
-	started time.Time
-	end     func() floodResult
+	site  *site
+	input io.Writer
+	said  *json.Decoder
 }
 
-// startFlood starts it, as the order says; without keys it presents unknown ones.
-func (s *site) startFlood(r *replica, order floodOrder, keys ...*key) *flood {
+// prepareFlood returns when its process is there; it asks from begin to end, as the order
+// says, and without keys it presents unknown ones.
+func (s *site) prepareFlood(r *replica, order floodOrder, keys ...*key) *flood {
 	s.Helper()
 	order.Address, order.Caller = r.address(), s.caller.Reveal()
 	for _, k := range keys {
@@ -75,72 +89,118 @@ func (s *site) startFlood(r *replica, order floodOrder, keys ...*key) *flood {
 	}
 	cmd.Env = append(os.Environ(), floodVariable+"=1")
 	cmd.Stderr = os.Stderr
-	var said bytes.Buffer
-	cmd.Stdout = &said
 	input, err := cmd.StdinPipe()
+	if err != nil {
+		s.Fatalf("start a flood: %v", err)
+	}
+	output, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
-	}
-	if err == nil {
-		err = json.NewEncoder(input).Encode(order)
 	}
 	if err != nil {
 		s.Fatalf("start a flood: %v", err)
 	}
-	f := &flood{started: time.Now(), end: sync.OnceValue(func() (result floodResult) {
+	s.Cleanup(func() {
 		if err := errors.Join(input.Close(), cmd.Wait()); err != nil {
 			s.Errorf("a flood: %v", err)
-		} else if err := json.Unmarshal(said.Bytes(), &result); err != nil {
-			s.Errorf("a flood said %q: %v", said.Bytes(), err)
 		}
-		return result
-	})}
-	s.Cleanup(func() { f.end() })
+	})
+	f := &flood{site: s, input: input, said: json.NewDecoder(output)}
+	var ready floodResult
+	if err := errors.Join(json.NewEncoder(input).Encode(order), f.said.Decode(&ready)); err != nil {
+		s.Fatalf("start a flood: %v", err)
+	}
 	return f
 }
 
-// runFlood is the flood's own process.
+// begin has it ask.
+func (f *flood) begin() {
+	f.site.Helper()
+	if _, err := f.input.Write(turnOver); err != nil {
+		f.site.Fatalf("a flood: %v", err)
+	}
+}
+
+// end returns when it has asked its last, and how it was answered since begin.
+func (f *flood) end() (result floodResult) {
+	f.site.Helper()
+	_, err := f.input.Write(turnOver)
+	if err := errors.Join(err, f.said.Decode(&result)); err != nil {
+		f.site.Fatalf("a flood: %v", err)
+	}
+	return result
+}
+
+// turnOver tells a flood to begin, or to end.
+var turnOver = []byte{'\n'}
+
+// runFlood is the flood's own process: it reads its order and says that it is there, and
+// then what came of each part.
 func runFlood(in io.Reader, out io.Writer) error {
-	input := bufio.NewReader(in)
+	input, said := bufio.NewReader(in), json.NewEncoder(out)
 	line, err := input.ReadBytes('\n')
 	if err != nil {
 		return fmt.Errorf("a flood's order: %w", err)
 	}
-	f := flooding{quit: make(chan struct{})}
-	if err := json.Unmarshal(line, &f.floodOrder); err != nil {
+	var order floodOrder
+	if err := json.Unmarshal(line, &order); err != nil {
 		return fmt.Errorf("a flood's order: %w", err)
 	}
-	if f.format, err = authz.NewKeyFormat(authz.DefaultKeyPrefix); err != nil {
+	format, err := authz.NewKeyFormat(authz.DefaultKeyPrefix)
+	if err != nil {
 		return err
 	}
-	var workers sync.WaitGroup
+	result := floodResult{}
+	for {
+		if err := said.Encode(result); err != nil {
+			return err
+		}
+		switch _, err := input.ReadByte(); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		f := flooding{floodOrder: order, format: format, began: time.Now(), quit: make(chan struct{})}
+		f.start()
+		_, _ = input.ReadByte() // when it is over the last part is, too
+		result = f.stop()
+	}
+}
+
+// flooding is a part of a running flood: nothing is timed, and of answers only the header is read.
+type flooding struct {
+	floodOrder
+
+	format  authz.KeyFormat
+	began   time.Time
+	quit    chan struct{}
+	workers sync.WaitGroup
+
+	asked, answered, allowed, denied, limited, undecided, broken atomic.Int64
+
+	mu      sync.Mutex
+	slowest time.Duration
+}
+
+func (f *flooding) start() {
 	for i := range f.Connections {
-		workers.Go(func() {
+		f.workers.Go(func() {
 			turn := f.Arrive * time.Duration(i) / time.Duration(f.Connections)
 			if f.wait(turn) {
 				f.work(turn)
 			}
 		})
 	}
-	_, _ = io.Copy(io.Discard, input) // until it is closed
-	close(f.quit)
-	workers.Wait()
-	return json.NewEncoder(out).Encode(floodResult{
-		f.answered.Load(), f.allowed.Load(), f.denied.Load(), f.limited.Load(), f.undecided.Load(), f.broken.Load(), f.slowest,
-	})
 }
 
-// flooding is a running flood: nothing is timed, and of answers only the header is read.
-type flooding struct {
-	floodOrder
-
-	format authz.KeyFormat
-	quit   chan struct{}
-
-	asked, answered, allowed, denied, limited, undecided, broken atomic.Int64
-
-	mu      sync.Mutex
-	slowest time.Duration
+func (f *flooding) stop() floodResult {
+	close(f.quit)
+	f.workers.Wait()
+	return floodResult{
+		Answered: f.answered.Load(), Allowed: f.allowed.Load(), Denied: f.denied.Load(), Limited: f.limited.Load(),
+		Undecided: f.undecided.Load(), Broken: f.broken.Load(), Slowest: f.slowest, Lasted: time.Since(f.began),
+	}
 }
 
 // wait tells whether to go on after some time.

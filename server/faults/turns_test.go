@@ -101,7 +101,8 @@ func (s *site) worn(r *replica, keys []*key) int64 {
 	s.Helper()
 	if s.full {
 		collected := r.metric(s.trial, "go_gc_duration_seconds_count")
-		f := s.startFlood(r, floodOrder{Connections: 8}, keys...)
+		f := s.prepareFlood(r, floodOrder{Connections: 8}, keys...)
+		f.begin()
 		s.eventually("a replica in use collects its garbage", func() bool {
 			pause(100 * time.Millisecond)
 			return r.metric(s.trial, "go_gc_duration_seconds_count") >= collected+4

@@ -29,27 +29,28 @@ func unknownKeys(t *trial) {
 	stopWatching, stopCounting := s.watchMemory(r), s.watchStatements(r)
 	var asked int64
 	var found answers
-	flood := func(connections int, stored []*key, until func() bool) (aSecond float64) {
-		f := s.startFlood(r, floodOrder{Connections: connections})
+	flood := func(f *flood, stored []*key, until func() bool) (aSecond float64) {
+		f.begin()
 		found = append(found, s.run(plan{to: s.replicas, keys: stored, rate: rate, connections: 12})...)
 		within(4*patience, until)
 		result := f.end()
 		s.note("%v", result)
 		t.exact(result.Allowed == 0 && result.Broken == 0, "of unknown keys allowed: %d; undecided %d, other %d", result.Allowed, result.Undecided, result.Broken)
 		asked += result.Answered
-		return float64(result.Answered) / time.Since(f.started).Seconds()
+		return result.rate()
 	}
 	calmly, rest := unheard[:len(unheard)/2], unheard[len(unheard)/2:]
+	some, many := s.prepareFlood(r, floodOrder{Connections: floodConnections}), s.prepareFlood(r, floodOrder{Connections: either(t, fullConnections, 16)})
 	slow := 0.0
 	all := s.takeTurns(rounds, either(t, 4*time.Second, time.Second), either(t, time.Second, 0), func() {
 		part := calmly[len(found):][:len(calmly)/rounds]
-		slow = flood(either(t, floodConnections, 16), part, func() bool { return true })
+		slow = flood(some, part, func() bool { return true })
 	})
 	s.judgeRatio(fmt.Sprintf("known keys, beside %.0f unknown ones a second", slow), l.soFar(), all, 2)
 
 	from := time.Now()
 	enough := either(t, 1e6, 2000.0)
-	fast := flood(either(t, fullConnections, 16), rest, func() bool {
+	fast := flood(many, rest, func() bool {
 		pause(100 * time.Millisecond)
 		return s.decided(s.replicas, "key_unknown") > enough
 	})
