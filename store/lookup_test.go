@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -135,6 +136,50 @@ func TestLookups_StatementsInFlightAreBounded(t *testing.T) {
 	}
 	close(release)
 	l.close()
+}
+
+// Whoever waits while a statement is in flight is read for together, 256 by one statement.
+func TestLookups_WhoeverWaitsIsReadForTogether(t *testing.T) {
+	const waiting = 1000
+	var statements atomic.Int64
+	started, release := make(chan struct{}, waiting+1), make(chan struct{})
+	l, _ := newScriptedLookups(t, func(digests []authz.Digest) (map[authz.Digest]*cachedKey, error) {
+		statements.Add(1)
+		started <- struct{}{}
+		<-release
+		return foundAll(digests), nil
+	})
+	l.budget = 10 * testLookupBudget
+	var group sync.WaitGroup
+	find := func(digests ...authz.Digest) {
+		group.Go(func() {
+			got, err := l.find(t.Context(), authz.CallerID{}, digests)
+			if err != nil || slices.ContainsFunc(got, func(e *cachedKey) bool { return e.key == nil }) {
+				t.Errorf("%v, %v", got, err)
+			}
+		})
+	}
+	find(digestOf(0))
+	<-started
+	digests := make([]authz.Digest, waiting)
+	for i := range digests {
+		digests[i] = digestOf(i + 1)
+	}
+	find(digests...)
+	inLine := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.waiting.len()
+	}
+	for inLine() < waiting {
+		<-time.After(time.Millisecond)
+	}
+	close(release)
+	group.Wait()
+	l.close()
+	if got := statements.Load(); got != 1+4 {
+		t.Errorf("%d statements for a thousand keys and the one before them, not 5", got)
+	}
 }
 
 // Who has looked into memory just before the answer came does not have it read again.
