@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,7 +25,8 @@ Exit: 0 allowed, 5 denied, 6 rate limited, 7 the service is not available,
 2 usage, 3 the caller's token is refused, 1 anything else.`
 
 const checkExample = `  keystile check GET /api/v1/tickets --key-file key.txt
-  keystile check POST /api/v1/tickets --action tickets:write -o json <key.txt --key-file -`
+  keystile check POST /api/v1/tickets --action tickets:write -o json <key.txt --key-file -
+  keystile check GET /api/v1/tickets/42 --client-ip 203.0.113.7 --resource-org org_…`
 
 // NewCheckCommand returns `check METHOD PATH`. It writes the decision to the
 // command's output and ends with an [*ExitError]: nil when allowed.
@@ -53,6 +55,18 @@ func validate(q keystile.Question) error {
 		return errors.New("PATH must not have a query or a fragment; they take no part in a check")
 	case q.Environment != "" && q.Environment != keystile.Live && q.Environment != keystile.Test:
 		return errors.New("--environment must be live or test")
+	case q.Cost < 0 || q.Cost > 10_000:
+		return errors.New("--cost must be 1 to 10000")
+	}
+	return validateClientIP(q.ClientIP)
+}
+
+// validateClientIP refuses what the service would take for an address that is not known.
+func validateClientIP(ip string) error {
+	_, alone := netip.ParseAddr(ip)
+	_, withPort := netip.ParseAddrPort(ip)
+	if ip != "" && alone != nil && withPort != nil {
+		return errors.New("--client-ip must be an address, such as 203.0.113.7")
 	}
 	return nil
 }

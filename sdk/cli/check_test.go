@@ -124,6 +124,10 @@ func TestCheck_WrongUseIsToldWithoutAsking(t *testing.T) {
 		"a query":           {"GET", "/api?x=1"},
 		"an environment":    {"GET", "/api", "--environment", "prod"},
 		"an output format":  {"GET", "/api", "-o", "xml"},
+		"an address":        {"GET", "/api", "--client-ip", "203.0.113"},
+		"no cost":           {"GET", "/api", "--cost", "0"},
+		"a negative cost":   {"GET", "/api", "--cost", "-1"},
+		"too much":          {"GET", "/api", "--cost", "10001"},
 		"an unknown flag":   {"GET", "/api", "--key", "x"},
 		"a missing file":    {"GET", "/api", "--key-file", "/no/such/file"},
 		"a URL with a user": {"GET", "/api", "--url", "https://u:p@keystile.example"},
@@ -185,12 +189,20 @@ func TestCheck_SecretsComeFromFilesAndStandardInput(t *testing.T) {
 
 func TestCheck_FlagsReachTheQuestion(t *testing.T) {
 	r := newRig(t)
-	if _, code, _ := r.run(t, "", http.MethodDelete, "/api/v1/tickets/42", "--action", "tickets:read", "--environment", "test"); code != cli.ExitDenied {
+	if _, code, _ := r.run(t, "", http.MethodDelete, "/api/v1/tickets/42", "--action", "tickets:read", "--environment", "test",
+		"--client-ip", "203.0.113.7", "--browser", "--cost", "7",
+		"--resource-type", "ticket", "--resource-id", "42", "--resource-org", "org_globex"); code != cli.ExitDenied {
 		t.Errorf("exit %d; want denied", code)
 	}
+	want := keystiletest.Asked{
+		Method: http.MethodDelete, Path: "/api/v1/tickets/42", Action: "tickets:read", Environment: "test",
+		ClientIP: "203.0.113.7", Browser: true, Cost: 7,
+		Resource: &keystile.Resource{Type: "ticket", ID: "42", Organization: "org_globex"},
+	}
 	got := r.service.Asked()[0]
-	if got.Method != http.MethodDelete || got.Path != "/api/v1/tickets/42" || got.Action != "tickets:read" || got.Environment != "test" {
-		t.Errorf("asked %+v", got)
+	got.KeySHA256 = ""
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("asked, -want +got:\n%s", diff)
 	}
 }
 

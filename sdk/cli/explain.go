@@ -27,7 +27,7 @@ Exit: 0 it would allow, 5 it would deny, 7 the service is not available, 2 usage
 refused, 1 anything else.`,
 		Example: "  keystile policy explain POST /api/v1/tickets --key-file key.txt",
 	}
-	question := c.asking(cmd, "it", func(ctx context.Context, client *keystile.Client, q keystile.Question, output format) error {
+	c.asking(cmd, "it", func(ctx context.Context, client *keystile.Client, q keystile.Question, output format) error {
 		e, err := client.Explain(ctx, q)
 		if err != nil {
 			return exitOfError(err)
@@ -37,10 +37,7 @@ refused, 1 anything else.`,
 		}
 		return exitOfExplanation(e)
 	})
-	flags := cmd.Flags()
-	flags.StringVar(&question.ClientIP, "client-ip", "", "the address of the end client")
-	flags.BoolVar(&question.Browser, "browser", false, "the request comes from a web page")
-	flags.BoolVar(&all, "all", false, "show the rules that were looked at and did not fire as well")
+	cmd.Flags().BoolVar(&all, "all", false, "show the rules that were looked at and did not fire as well")
 	return cmd
 }
 
