@@ -284,6 +284,9 @@ func (s *service) close() error {
 
 func (s *service) closeParts() error {
 	var errs []error
+	if s.store != nil {
+		s.store.EndSoon()
+	}
 	if s.stopWatching != nil {
 		s.stopWatching()
 		s.watching.Wait()

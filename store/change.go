@@ -24,6 +24,13 @@ const marksKept = 100_000
 // maxWaitingChanges bounds those that wait here: beyond it a change is refused at once.
 const maxWaitingChanges = 256
 
+// limitChange bounds a change at the server: whoever stands still, or is cut off, while it holds
+// the revision's row lock loses that with its connection, and everybody else goes on. Who waits
+// for the lock, or for a statement, gives up before the socket does (manageReadDeadline), so that
+// nobody waits at the server for a client that has left.
+const limitChange = `SELECT set_config('idle_in_transaction_session_timeout', '5s', true),
+	set_config('lock_timeout', '25s', true), set_config('statement_timeout', '29s', true)`
+
 var errTooManyChanges = errors.New("too many changes are waiting")
 
 // Change is one management transaction; it is a manage.Writer. It holds the
@@ -70,7 +77,10 @@ func (s *Store) change(asked context.Context, keep bool, do func(context.Context
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 
 	c := &Change{reads: reads{tx: tx}, peppers: s.peppers}
-	// First of all, and its row lock is held to the commit: whoever gets the next
+	if _, err := tx.ExecContext(ctx, limitChange); err != nil {
+		return 0, translate("begin a change", err)
+	}
+	// Then first of all, and its row lock is held to the commit: whoever gets the next
 	// number commits after us. The time is taken under the lock, so that it does not
 	// go back from one revision to the next.
 	err = tx.QueryRowxContext(ctx, nextRevision, 0).Scan(&c.revision, &c.now)

@@ -9,13 +9,14 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 )
 
-// The three kinds of Postgres connection, by how long a single read may take.
+// The four kinds of Postgres connection, by how long a single read may take.
 // lib/pq ignores a context's deadline while the server is stuck, so the deadline
 // sits on the socket.
 const (
@@ -30,9 +31,14 @@ const (
 	listenReadDeadline = 1500 * time.Millisecond
 	listenPing         = 500 * time.Millisecond
 
+	// receiptReadDeadline is for whom a receipt waits: it is given also when Postgres does not
+	// answer any more.
+	receiptReadDeadline = time.Second
+
 	checkPoolSize   = 8
 	changesPoolSize = 1
 	managePoolSize  = 6
+	receiptPoolSize = 4
 	connectTimeout  = time.Second
 	idleConnection  = 5 * time.Minute
 )
@@ -97,8 +103,8 @@ func (d DatabaseURL) dsn(binary bool) string {
 }
 
 // pool opens a bounded pool whose every read has the given deadline. It does not
-// connect yet.
-func (d DatabaseURL) pool(size int, read time.Duration, binary bool) (*sqlx.DB, error) {
+// connect yet. The end may be nil.
+func (d DatabaseURL) pool(size int, read time.Duration, binary bool, end *ending) (*sqlx.DB, error) {
 	if d.u == nil {
 		return nil, errors.New("no database URL")
 	}
@@ -106,7 +112,7 @@ func (d DatabaseURL) pool(size int, read time.Duration, binary bool) (*sqlx.DB, 
 	if err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
-	connector.Dialer(deadlineDialer{read})
+	connector.Dialer(deadlineDialer{read, end})
 	db := sqlx.NewDb(openDB(connector), "postgres")
 	db.SetMaxOpenConns(size)
 	db.SetMaxIdleConns(size)
@@ -115,7 +121,10 @@ func (d DatabaseURL) pool(size int, read time.Duration, binary bool) (*sqlx.DB, 
 }
 
 // deadlineDialer dials connections whose reads time out.
-type deadlineDialer struct{ read time.Duration }
+type deadlineDialer struct {
+	read time.Duration
+	end  *ending // nil: there is none
+}
 
 var _ pq.DialerContext = deadlineDialer{}
 
@@ -139,7 +148,9 @@ func (d deadlineDialer) DialContext(ctx context.Context, network, address string
 	if err != nil {
 		return nil, err //nolint:wrapcheck // lib/pq inspects it
 	}
-	return &deadlineConn{Conn: conn, read: d.read}, nil
+	c := &deadlineConn{Conn: conn, read: d.read, end: d.end}
+	d.end.add(c)
+	return c, nil
 }
 
 // deadlineConn sets a deadline before every read and write.
@@ -147,11 +158,21 @@ type deadlineConn struct {
 	net.Conn
 
 	read time.Duration
+	end  *ending
+	// setting orders deadlines: one that was worked out before the end was known is not set
+	// after it.
+	setting sync.Mutex
+}
+
+func (c *deadlineConn) prepare(set func(time.Time) error) error {
+	c.setting.Lock()
+	defer c.setting.Unlock()
+	return set(c.end.bound(time.Now().Add(c.read)))
 }
 
 // Read implements net.Conn.
 func (c *deadlineConn) Read(b []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.read)); err != nil {
+	if err := c.prepare(c.SetReadDeadline); err != nil {
 		return 0, err //nolint:wrapcheck // lib/pq inspects it
 	}
 	return c.Conn.Read(b) //nolint:wrapcheck // lib/pq inspects it
@@ -159,8 +180,14 @@ func (c *deadlineConn) Read(b []byte) (int, error) {
 
 // Write implements net.Conn.
 func (c *deadlineConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.read)); err != nil {
+	if err := c.prepare(c.SetWriteDeadline); err != nil {
 		return 0, err //nolint:wrapcheck // lib/pq inspects it
 	}
 	return c.Conn.Write(b) //nolint:wrapcheck // lib/pq inspects it
+}
+
+// Close implements net.Conn.
+func (c *deadlineConn) Close() error {
+	c.end.remove(c)
+	return c.Conn.Close() //nolint:wrapcheck // lib/pq inspects it
 }

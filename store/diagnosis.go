@@ -116,7 +116,7 @@ func (s *Store) diagnoseAdmins(ctx context.Context, now time.Time, d *Diagnosis)
 // MissingEvents tells which of these rows of the audit log the database does not have:
 // changes that were made, and that a restored copy lacks.
 func MissingEvents(ctx context.Context, at DatabaseURL, ids []authz.EventID) (missing map[authz.EventID]bool, err error) {
-	db, err := at.pool(1, manageReadDeadline, false)
+	db, err := at.pool(1, manageReadDeadline, false, nil)
 	if err != nil {
 		return nil, err
 	}

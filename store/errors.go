@@ -32,6 +32,10 @@ func translate(doing string, err error) error {
 		case "28", "3D": // credentials, database name: no retry helps, but it cannot be decided either
 			return authz.Unavailable(doing, clean)
 		}
+		switch server.Code {
+		case "55P03", "25P03": // waited too long for a lock, stood still with one: see limitChange
+			return authz.Unavailable(doing, clean)
+		}
 		if field := takenField(server.Constraint); field != "" {
 			return fmt.Errorf("%s: %w", doing, &manage.ConflictError{Field: field})
 		}

@@ -67,7 +67,7 @@ func Conclusive(asOf ...int64) bool {
 
 // MigrateDown takes every migration back but the first.
 func MigrateDown(ctx context.Context, at DatabaseURL) error {
-	db, err := at.pool(1, manageReadDeadline, false)
+	db, err := at.pool(1, manageReadDeadline, false, nil)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 // listen wakes the follower at each notification until ctx ends, and whenever LISTEN was
 // connected anew: what was missed meanwhile is read by revision.
 func (s *Store) listen(ctx context.Context) {
-	listener := pq.NewDialListener(deadlineDialer{listenReadDeadline}, s.url.dsn(false), reconnectMin, reconnectMax, nil)
+	listener := pq.NewDialListener(deadlineDialer{listenReadDeadline, &s.end}, s.url.dsn(false), reconnectMin, reconnectMax, nil)
 	pinging := make(chan struct{}, 1)
 	defer func() {
 		// Close waits for a ping that is under way, and that for its answer behind

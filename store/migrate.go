@@ -25,7 +25,7 @@ func openDB(c driver.Connector) *sql.DB { return sql.OpenDB(c) }
 // from which and to which it went. Processes that start together wait for each
 // other on an advisory lock.
 func Migrate(ctx context.Context, at DatabaseURL) (from, to int64, err error) {
-	db, err := at.pool(2, manageReadDeadline, false)
+	db, err := at.pool(2, manageReadDeadline, false, nil)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -90,7 +90,7 @@ type PepperUse struct {
 // PepperStatus tells of every pepper that is configured or has ever been used: the
 // configured first, in their order, then the others by id.
 func PepperStatus(ctx context.Context, at DatabaseURL, peppers authz.Peppers) ([]PepperUse, error) {
-	db, err := at.pool(1, manageReadDeadline, false)
+	db, err := at.pool(1, manageReadDeadline, false, nil)
 	if err != nil {
 		return nil, err
 	}

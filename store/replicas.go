@@ -167,7 +167,7 @@ func (r *replicaRow) servesUntil() time.Time {
 
 func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
 	var rows []replicaRow
-	err := s.manage.SelectContext(ctx, &rows, `
+	err := s.receipts.SelectContext(ctx, &rows, `
 		SELECT v.n, clock_timestamp() AS now, x.* FROM revision v LEFT JOIN (
 			-- A revision counts as applied when it is the one of this database: after a restore
 			-- the same number may have been another's.
@@ -223,15 +223,19 @@ func (s *Store) awaitReplicas(ctx context.Context, within time.Duration, done fu
 	started := time.Now()
 	tick := time.NewTicker(effectivePoll)
 	defer tick.Stop()
-	for {
+	var e manage.Effective
+	for read := false; ; read = true {
 		rows, err := s.countingReplicas(ctx)
-		if err != nil {
+		switch {
+		case err != nil && read:
+			e.Within = time.Since(started)
+			return e, nil // who was silent then is named
+		case err != nil:
 			return manage.Effective{}, err
-		}
-		if len(rows) == 0 {
+		case len(rows) == 0:
 			return manage.Effective{}, errNoRevision
 		}
-		e := s.acknowledged(rows, done)
+		e = s.acknowledged(rows, done)
 		if e.Within = time.Since(started); len(e.Silent) == 0 || e.Within >= within {
 			return e, nil
 		}

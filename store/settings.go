@@ -28,7 +28,7 @@ func deployment(ctx context.Context, db *sqlx.DB) (string, error) {
 // MarkDeployment marks a migrated database as one kind of deployment. Only an
 // empty database can be marked; marking it again as the same kind does nothing.
 func MarkDeployment(ctx context.Context, at DatabaseURL, kind string) error {
-	db, err := at.pool(1, manageReadDeadline, false)
+	db, err := at.pool(1, manageReadDeadline, false, nil)
 	if err != nil {
 		return err
 	}

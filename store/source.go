@@ -263,6 +263,9 @@ func (p postgres) raise(ctx context.Context, n int64) error {
 		return translate("raise the revision", err)
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	if _, err := tx.ExecContext(ctx, limitChange); err != nil {
+		return translate("raise the revision", err)
+	}
 	if _, err := tx.ExecContext(ctx, nextRevision, n); err != nil {
 		return translate("raise the revision", err)
 	}

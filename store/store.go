@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,10 +65,13 @@ type Store struct {
 	// deployment is what the database must be marked as.
 	deployment string
 
-	// check, changes and manage are the three kinds of connection; LISTEN is of the second.
-	check   *sqlx.DB
-	changes *sqlx.DB
-	manage  *sqlx.DB
+	// check, changes, manage and receipts are the four kinds of connection; LISTEN is of the second.
+	check    *sqlx.DB
+	changes  *sqlx.DB
+	manage   *sqlx.DB
+	receipts *sqlx.DB
+	// end bounds all of them when the store is closed.
+	end ending
 
 	keys    *keyCache
 	lookups *lookups
@@ -222,13 +226,16 @@ func (s *Store) connect(o Options) (err error) {
 	if o.LookupBudget == 0 {
 		o.LookupBudget = DefaultLookupBudget
 	}
-	if s.check, err = s.url.pool(checkPoolSize, lookupReadDeadline, true); err != nil {
+	if s.check, err = s.url.pool(checkPoolSize, lookupReadDeadline, true, &s.end); err != nil {
 		return err
 	}
-	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true); err != nil {
+	if s.changes, err = s.url.pool(changesPoolSize, listenReadDeadline, true, &s.end); err != nil {
 		return err
 	}
-	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
+	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false, &s.end); err != nil {
+		return err
+	}
+	if s.receipts, err = s.url.pool(receiptPoolSize, receiptReadDeadline, false, &s.end); err != nil {
 		return err
 	}
 	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
@@ -258,10 +265,20 @@ func (s *Store) abandon() error {
 	return s.closePools()
 }
 
-// Close stops following changes, answers whoever still waits, and disconnects.
+// closeWithin bounds the end of a store whose Postgres does not answer: the last usage has its
+// limit, and what else a service ends before it some seconds more.
+const closeWithin = lastUsageLimit + 5*time.Second
+
+// EndSoon has nothing wait for Postgres for more than ten seconds from now: what ends before the
+// store is closed does not wait, one after the other, for a server that is stuck.
+func (s *Store) EndSoon() { s.end.set(time.Now().Add(closeWithin)) }
+
+// Close stops following changes, answers whoever still waits, and disconnects, within some
+// ten seconds of EndSoon, which it does itself at the latest.
 func (s *Store) Close() error {
 	var err error
 	s.closing.Do(func() {
+		s.EndSoon()
 		s.stop()
 		s.followed.Wait()
 		s.unregister()
@@ -274,9 +291,13 @@ func (s *Store) Close() error {
 
 func (s *Store) closePools() error {
 	var errs []error
-	for _, db := range []*sqlx.DB{s.check, s.changes, s.manage} {
-		if db != nil {
-			errs = append(errs, translate("disconnect from Postgres", db.Close()))
+	for _, db := range []*sqlx.DB{s.check, s.changes, s.manage, s.receipts} {
+		if db == nil {
+			continue
+		}
+		// Of a server that is stuck nobody takes leave.
+		if err := db.Close(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			errs = append(errs, translate("disconnect from Postgres", err))
 		}
 	}
 	return errors.Join(errs...)

@@ -12,6 +12,9 @@
 //	- a line of it, exactly once there (several - lines must follow each other)
 //	+ what stands in its place
 //	test: arguments of go test
+//
+// Where either of two mechanisms is enough, a mutant has a second file with its lines, and
+// switches both off.
 package main
 
 import (
@@ -28,7 +31,13 @@ import (
 	"time"
 )
 
-type mutant struct{ title, file, old, new, test string }
+type mutant struct {
+	title, test string
+	edits       []edit
+}
+
+// edit is what a mutant does to one file.
+type edit struct{ file, old, new string }
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -112,15 +121,21 @@ func read(path string) ([]mutant, error) {
 			return nil, fmt.Errorf("%s:%d: a mutant begins with == and its title", path, n)
 		}
 		m := &all[len(all)-1]
+		if file, ok := strings.CutPrefix(line, "file: "); ok {
+			m.edits = append(m.edits, edit{file: file})
+			continue
+		}
+		if len(m.edits) == 0 {
+			return nil, fmt.Errorf("%s:%d: a mutant's file comes before its lines", path, n)
+		}
+		e := &m.edits[len(m.edits)-1]
 		switch {
-		case strings.HasPrefix(line, "file: "):
-			m.file = line[len("file: "):]
 		case strings.HasPrefix(line, "test: "):
 			m.test = line[len("test: "):]
 		case line[0] == '-':
-			m.old += strings.TrimPrefix(line[1:], " ") + "\n"
+			e.old += strings.TrimPrefix(line[1:], " ") + "\n"
 		case line[0] == '+':
-			m.new += strings.TrimPrefix(line[1:], " ") + "\n"
+			e.new += strings.TrimPrefix(line[1:], " ") + "\n"
 		default:
 			return nil, fmt.Errorf("%s:%d: not a line of a mutant", path, n)
 		}
@@ -130,33 +145,44 @@ func read(path string) ([]mutant, error) {
 
 var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
 
-// mutated is the file as the mutant has it.
-func (m mutant) mutated() (string, error) {
-	text, err := os.ReadFile(m.file)
-	if err != nil {
-		return "", err
+// mutated are the files as the mutant has them.
+func (m mutant) mutated() (map[string]string, error) {
+	files := map[string]string{}
+	for _, e := range m.edits {
+		text, err := os.ReadFile(e.file)
+		if err != nil {
+			return nil, err
+		}
+		if n := strings.Count(string(text), e.old); n != 1 || e.old == "" || files[e.file] != "" {
+			return nil, fmt.Errorf("its lines are %d times in %s, not once, or it has that file twice", n, e.file)
+		}
+		files[e.file] = strings.Replace(string(text), e.old, e.new, 1)
 	}
-	if n := strings.Count(string(text), m.old); n != 1 || m.old == "" || m.test == "" {
-		return "", fmt.Errorf("its lines are %d times in %s, not once, or it has no test", n, m.file)
+	if len(files) == 0 || m.test == "" {
+		return nil, errors.New("it has no file or no test")
 	}
-	return strings.Replace(string(text), m.old, m.new, 1), nil
+	return files, nil
 }
 
 // kill returns the test that fails with the mutant, or "".
 func (m mutant) kill(dir string) (string, error) {
-	text, err := m.mutated()
+	files, err := m.mutated()
 	if err != nil {
 		return "", err
 	}
-	mutated := filepath.Join(dir, "mutated.go")
-	if err := os.WriteFile(mutated, []byte(text), 0o600); err != nil {
-		return "", err
+	replace := map[string]string{}
+	for name, text := range files {
+		mutated := filepath.Join(dir, fmt.Sprintf("mutated-%d.go", len(replace)))
+		if err := os.WriteFile(mutated, []byte(text), 0o600); err != nil {
+			return "", err
+		}
+		absolute, err := filepath.Abs(name)
+		if err != nil {
+			return "", err
+		}
+		replace[absolute] = mutated
 	}
-	absolute, err := filepath.Abs(m.file)
-	if err != nil {
-		return "", err
-	}
-	raw, err := json.Marshal(map[string]any{"Replace": map[string]string{absolute: mutated}})
+	raw, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		return "", err
 	}

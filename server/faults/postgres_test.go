@@ -18,8 +18,8 @@ const (
 	// stalePath is denied by showsStale just when policy is told that records are stale.
 	stalePath = "/api/v1/tickets/stale"
 	// storePools is how many connections the store may hold: 8 for checks, 1 for changes
-	// and 1 to listen for them, 6 for management.
-	storePools = 16
+	// and 1 to listen for them, 6 for management, 4 for its receipts.
+	storePools = 20
 	// goroutinesMore is how many more goroutines an outage may take.
 	goroutinesMore = 200
 )
