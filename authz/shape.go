@@ -230,13 +230,20 @@ func ownerOf(k *Key, organization string) ResourceOwner {
 		return OwnerOther
 	}
 	var text [len("org_") + idSuffixLen]byte
-	switch organization {
-	case string(o.ID.AppendTo(text[:0])):
+	switch {
+	case organization == string(o.ID.AppendTo(text[:0])):
 		return OwnerByID
-	case o.ExternalID:
+	case organization == o.ExternalID && !IsOrganizationID(organization):
 		return OwnerByExternalID
 	}
 	return OwnerOther
+}
+
+// IsOrganizationID tells whether a text is an organization's id. As an external id it names
+// nobody: it may be another's.
+func IsOrganizationID(s string) bool {
+	_, err := ParseID[organizationKind](s)
+	return err == nil
 }
 
 func addressKind(k *Key, a netip.Addr) AddressKind {

@@ -209,7 +209,7 @@ func (s *Store) FindAdmin(ctx context.Context, hash authz.SecretHash) (*authz.Ad
 		TokenExpiresAt sql.NullTime   `db:"token_expires_at"`
 		TokenRevokedAt sql.NullTime   `db:"token_revoked_at"`
 	}
-	err := s.manage.SelectContext(ctx, &rows, `
+	err := s.brief.SelectContext(ctx, &rows, `
 		SELECT a.id, a.name, a.role, a.organization_id, a.expires_at, a.revoked_at, t.digest, t.id AS token_id,
 			t.expires_at AS token_expires_at, t.revoked_at AS token_revoked_at
 		FROM admin_tokens t JOIN admins a ON a.id = t.admin_id WHERE t.digest = ANY ($1)`, arg)

@@ -31,14 +31,14 @@ const (
 	listenReadDeadline = 1500 * time.Millisecond
 	listenPing         = 500 * time.Millisecond
 
-	// receiptReadDeadline is for whom a receipt waits: it is given also when Postgres does not
-	// answer any more.
-	receiptReadDeadline = time.Second
+	// briefReadDeadline is for who an admin is and whom a receipt waits for: that is told soon,
+	// or that it cannot be known, also when Postgres does not answer any more.
+	briefReadDeadline = time.Second
 
 	checkPoolSize   = 8
 	changesPoolSize = 1
 	managePoolSize  = 6
-	receiptPoolSize = 4
+	briefPoolSize   = 4
 	connectTimeout  = time.Second
 	idleConnection  = 5 * time.Minute
 )

@@ -167,7 +167,7 @@ func (r *replicaRow) servesUntil() time.Time {
 
 func (s *Store) countingReplicas(ctx context.Context) ([]replicaRow, error) {
 	var rows []replicaRow
-	err := s.receipts.SelectContext(ctx, &rows, `
+	err := s.brief.SelectContext(ctx, &rows, `
 		SELECT v.n, clock_timestamp() AS now, x.* FROM revision v LEFT JOIN (
 			-- A revision counts as applied when it is the one of this database: after a restore
 			-- the same number may have been another's.

@@ -65,11 +65,11 @@ type Store struct {
 	// deployment is what the database must be marked as.
 	deployment string
 
-	// check, changes, manage and receipts are the four kinds of connection; LISTEN is of the second.
-	check    *sqlx.DB
-	changes  *sqlx.DB
-	manage   *sqlx.DB
-	receipts *sqlx.DB
+	// check, changes, manage and brief are the four kinds of connection; LISTEN is of the second.
+	check   *sqlx.DB
+	changes *sqlx.DB
+	manage  *sqlx.DB
+	brief   *sqlx.DB
 	// end bounds all of them when the store is closed.
 	end ending
 
@@ -235,7 +235,7 @@ func (s *Store) connect(o Options) (err error) {
 	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false, &s.end); err != nil {
 		return err
 	}
-	if s.receipts, err = s.url.pool(receiptPoolSize, receiptReadDeadline, false, &s.end); err != nil {
+	if s.brief, err = s.url.pool(briefPoolSize, briefReadDeadline, false, &s.end); err != nil {
 		return err
 	}
 	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
@@ -291,7 +291,7 @@ func (s *Store) Close() error {
 
 func (s *Store) closePools() error {
 	var errs []error
-	for _, db := range []*sqlx.DB{s.check, s.changes, s.manage, s.receipts} {
+	for _, db := range []*sqlx.DB{s.check, s.changes, s.manage, s.brief} {
 		if db == nil {
 			continue
 		}

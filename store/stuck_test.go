@@ -102,6 +102,32 @@ func TestEffective_IsToldWhenPostgresFallsSilentMeanwhile(t *testing.T) {
 	}
 }
 
+// Who an admin is, is told soon or not at all: management answers also when Postgres is stuck.
+func TestFindAdmin_IsUnavailableSoonWhenPostgresIsStuck(t *testing.T) {
+	t.Parallel()
+	l := newLink(t, storetest.Migrated(t))
+	s := storetest.Open(t, l.url, storetest.Peppers(t, "p1"))
+	hash := authz.AdminTokens().Generate().Hash()
+	if a, err := s.FindAdmin(t.Context(), hash); a != nil || err != nil {
+		t.Fatal(a, err)
+	}
+	l.silence(t)
+	told := make(chan error, 1)
+	go func() {
+		_, err := s.FindAdmin(t.Context(), hash)
+		told <- err
+	}()
+	select {
+	case err := <-told:
+		if authz.KindOf(err) != authz.KindUnavailable {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing is told")
+		<-told
+	}
+}
+
 // A store ends within some ten seconds also when Postgres is stuck, and what it has counted is
 // kept by then: a service that is asked to end has half a minute, and is killed after that.
 func TestStore_EndsInTimeAndKeepsUsageWhenPostgresIsStuck(t *testing.T) {
@@ -118,7 +144,7 @@ func TestStore_EndsInTimeAndKeepsUsageWhenPostgresIsStuck(t *testing.T) {
 	for i := range 40 {
 		c.count(t, i%5, "/api/v1/tickets/{id}", "/api/v1/tickets/1", time.Now())
 	}
-	time.Sleep(2 * time.Second) // a writing is under way, and a poll
+	<-time.After(2 * time.Second) // a writing is under way, and a poll
 	ended := make(chan error, 1)
 	go func() { ended <- s.Close() }()
 	select {

@@ -97,7 +97,7 @@ func (s *Service) CreateCaller(ctx context.Context, r Request, in CallerInput) (
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Caller, out.At, out.Secret = *c, w.Now(), token
-		return logged(outcome{}, authz.OrganizationID{}, op.action, c.ID.String(), nil, c.document(w.Now()))
+		return logged(outcome{gives: true}, authz.OrganizationID{}, op.action, c.ID.String(), nil, c.document(w.Now()))
 	})
 }
 
@@ -200,7 +200,7 @@ func (s *Service) RotateCaller(ctx context.Context, r Request, id authz.CallerID
 			return outcome{}, err //nolint:wrapcheck // change does
 		}
 		out.Caller, out.At, out.Secret = *c, now, token
-		return logged(outcome{takes: len(ended) > 0}, authz.OrganizationID{}, op.action, c.ID.String(), before, c.document(now))
+		return logged(outcome{takes: len(ended) > 0, gives: true}, authz.OrganizationID{}, op.action, c.ID.String(), before, c.document(now))
 	})
 }
 

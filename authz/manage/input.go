@@ -75,6 +75,15 @@ func checkExternalID(id string) error {
 	return notSecret("/external_id", id)
 }
 
+// checkOrganizationExternalID refuses what is an organization's id, too: a check may name the owner
+// of a resource by either, and who took another's id would be taken for the other.
+func checkOrganizationExternalID(id string) error {
+	if authz.IsOrganizationID(id) {
+		return outOfRange("/external_id", "must not have the form of an organization's id, such as org_ and 26 characters")
+	}
+	return checkExternalID(id)
+}
+
 // checkMetadata takes a JSON object and returns it compact. nil is {}.
 func checkMetadata(raw []byte) (authz.Metadata, error) {
 	if len(raw) == 0 {

@@ -79,7 +79,7 @@ func (s *Service) CreateOrganization(ctx context.Context, r Request, in Organiza
 			return outcome{}, err
 		}
 		metadata, err := checkMetadata(in.Metadata)
-		if err := first(checkName(in.Name), s.notKey("/name", in.Name), s.checkPlan(in.Plan), err, checkExternalID(in.ExternalID), s.notKey("/external_id", in.ExternalID)); err != nil {
+		if err := first(checkName(in.Name), s.notKey("/name", in.Name), s.checkPlan(in.Plan), err, checkOrganizationExternalID(in.ExternalID), s.notKey("/external_id", in.ExternalID)); err != nil {
 			return outcome{}, err
 		}
 		o := &Organization{
@@ -161,7 +161,7 @@ func (s *Service) applyOrganization(now time.Time, o *Organization, in Organizat
 	}
 	if in.ExternalID != nil {
 		o.ExternalID = *in.ExternalID
-		err = first(err, checkExternalID(o.ExternalID), s.notKey("/external_id", o.ExternalID))
+		err = first(err, checkOrganizationExternalID(o.ExternalID), s.notKey("/external_id", o.ExternalID))
 	}
 	if in.Suspended != nil {
 		switch {

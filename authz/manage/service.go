@@ -147,6 +147,9 @@ type outcome struct {
 	// takes tells that rights were taken away, or that replicas are told to do something, so that
 	// the answer waits for them.
 	takes bool
+	// gives tells that the answer has a token that every replica must have heard of before it
+	// knows it: the answer waits for that, and tells nothing of it.
+	gives bool
 	// policy is the revision of a policy that came into force: the answer waits until all
 	// replicas decide by it.
 	policy string
@@ -226,6 +229,8 @@ func (s *Service) change(
 	case out.takes:
 		effective := s.effective(context.WithoutCancel(ctx), revision)
 		done.effective = &effective
+	case out.gives:
+		s.effective(context.WithoutCancel(ctx), revision)
 	}
 	return done, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/supportstation/keystile/authz/manage"
 	"github.com/supportstation/keystile/authz/policy"
 	"github.com/supportstation/keystile/policies"
+	"github.com/supportstation/keystile/store"
 	"github.com/supportstation/keystile/store/storetest"
 )
 
@@ -298,6 +300,20 @@ func TestOrganizations_SuspensionIsRestoredExactlyAndDeletionIsForEver(t *testin
 	}
 }
 
+// Who took another organization's id for an external id of its own would be taken for the other.
+func TestOrganizations_AnExternalIDIsNoID(t *testing.T) {
+	r := newRig(t)
+	other := authz.NewOrganizationID(time.Now()).String()
+	_, created := r.CreateOrganization(t.Context(), r.as(r.platform), manage.OrganizationInput{Name: "Evil", Plan: "standard", ExternalID: other})
+	_, updated := r.UpdateOrganization(t.Context(), r.as(r.platform), r.org, manage.OrganizationUpdate{ExternalID: &other})
+	for what, err := range map[string]error{"created": created, "updated": updated} {
+		var e *authz.Error
+		if !errors.As(err, &e) || e.Code != "out_of_range" || e.Pointer != "/external_id" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // Metadata and the external id are read by policy: a change of them may take something away.
 func TestEffective_OfWhatPolicyReads(t *testing.T) {
 	r := newRig(t)
@@ -323,6 +339,32 @@ func TestEffective_OfWhatPolicyReads(t *testing.T) {
 	// The old secret's end comes nearer, and every replica must know of it.
 	if rotated, err := r.RotateKey(t.Context(), r.as(r.platform), r.org, made.Key.ID, manage.KeyRotation{Grace: time.Minute}); err != nil || rotated.Effective == nil {
 		t.Errorf("a rotation with a grace: %+v, %v", rotated, err)
+	}
+}
+
+// A caller's token works when it is shown, on every replica: whoever makes one uses it at once.
+func TestCallers_ANewTokenWorksAtOnceOnEveryReplica(t *testing.T) {
+	r := newRig(t)
+	stores := []*store.Store{r.store, storetest.Open(t, r.at, r.peppers)}
+	works := func(token authz.Secret) {
+		t.Helper()
+		for i, s := range stores {
+			if c, err := s.FindCaller(t.Context(), token.Hash()); c == nil || err != nil {
+				t.Errorf("replica %d: %v, %v", i, c, err)
+			}
+		}
+	}
+	for i := range 10 {
+		made, err := r.CreateCaller(t.Context(), r.as(r.platform), manage.CallerInput{Name: fmt.Sprint("app-", i), Environments: []authz.Environment{"live"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		works(made.Secret)
+		rotated, err := r.RotateCaller(t.Context(), r.as(r.platform), made.Caller.ID, manage.TokenRotation{Grace: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		works(rotated.Secret)
 	}
 }
 
