@@ -34,6 +34,7 @@ type Change struct {
 
 	revision int64
 	peppers  authz.Peppers
+	admins   *learnedAdmins
 	// registered tells that the first pepper's fingerprint is written.
 	registered bool
 }
@@ -69,7 +70,7 @@ func (s *Store) change(asked context.Context, keep bool, do func(context.Context
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 
-	c := &Change{reads: reads{tx: tx}, peppers: s.peppers}
+	c := &Change{reads: reads{tx: tx}, peppers: s.peppers, admins: s.admins}
 	// First of all, and its row lock is held to the commit: whoever gets the next
 	// number commits after us. The time is taken under the lock, so that it does not
 	// go back from one revision to the next.

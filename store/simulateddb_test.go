@@ -407,6 +407,8 @@ func (s *simulatedSource) revoked(ctx context.Context, since int64) ([]changedKe
 
 func (*simulatedSource) callers(context.Context) (callerTable, error) { return callerTable{}, nil }
 
+func (*simulatedSource) admins(context.Context, int64) ([]readAdmin, error) { return nil, nil }
+
 func (*simulatedSource) formats(context.Context) (*[]authz.ForeignFormat, error) {
 	return &[]authz.ForeignFormat{}, nil
 }

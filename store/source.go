@@ -23,6 +23,8 @@ type source interface {
 	// revoked tells which keys were revoked after revision since, at most maxLearned.
 	revoked(ctx context.Context, since int64) ([]changedKey, error)
 	callers(ctx context.Context) (callerTable, error)
+	// admins reads those that changed after revision since, with each of their tokens.
+	admins(ctx context.Context, since int64) ([]readAdmin, error)
 	formats(ctx context.Context) (*[]authz.ForeignFormat, error)
 	// policy reads which policy is in force.
 	policy(ctx context.Context) (*Policy, error)
@@ -57,8 +59,8 @@ type changeSet struct {
 	keys          []changedKey
 	retired       []authz.Digest
 	organizations []changedOrganization
-	// callers, formats, policy and shadow tell that any of them has changed, everything that too much has.
-	callers, formats, policy, shadow, everything bool
+	// callers, admins, formats, policy and shadow tell that any of them has changed, everything that too much has.
+	callers, admins, formats, policy, shadow, everything bool
 }
 
 // changedKey is a key that has changed, with one of its secrets.
@@ -113,6 +115,8 @@ FROM revision r LEFT JOIN revision_marks m ON m.n = $3 LEFT JOIN (
 	FROM organizations WHERE revision > $1
 	UNION ALL
 	SELECT 'callers', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
+	UNION ALL
+	SELECT 'admins', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM admins WHERE revision > $1)
 	UNION ALL
 	SELECT 'formats', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
 	UNION ALL
@@ -187,6 +191,8 @@ func (set *changeSet) add(r *changeRow) {
 		})
 	case "callers":
 		set.callers = true
+	case "admins":
+		set.admins = true
 	case "formats":
 		set.formats = true
 	case "policy":

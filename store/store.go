@@ -70,6 +70,7 @@ type Store struct {
 	manage  *sqlx.DB
 
 	keys    *keyCache
+	admins  *learnedAdmins
 	lookups *lookups
 	callers atomic.Pointer[callerTable]
 	formats atomic.Pointer[[]authz.ForeignFormat]
@@ -193,7 +194,7 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
+		admins: newLearnedAdmins(), rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
 		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1), shadowChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}

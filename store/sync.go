@@ -107,6 +107,9 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 	if err != nil {
 		return nil, err
 	}
+	if err := s.learnAdmins(ctx, 0); err != nil {
+		return nil, err
+	}
 	revocations, complete := s.keys.putBack(set.n)
 	s.putBack.Add(1)
 	s.doubtReplicas()
@@ -150,6 +153,11 @@ func (s *Store) apply(ctx context.Context, applied int64, set *changeSet) error 
 	if !set.everything {
 		s.keys.apply(set)
 		first := applied == 0
+		if first || set.admins {
+			if err := s.learnAdmins(ctx, applied); err != nil {
+				return err
+			}
+		}
 		return s.readTables(ctx, tables{first || set.callers, first || set.formats, first || set.policy, first || set.shadow})
 	}
 	revoked, err := s.source.revoked(ctx, applied)
@@ -157,6 +165,9 @@ func (s *Store) apply(ctx context.Context, applied int64, set *changeSet) error 
 		return err
 	}
 	s.keys.forget(set.n, revoked, set.organizations)
+	if err := s.learnAdmins(ctx, applied); err != nil {
+		return err
+	}
 	return s.readTables(ctx, tables{true, true, true, true})
 }
 
