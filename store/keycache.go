@@ -168,12 +168,19 @@ func (c *keyCache) drop(d authz.Digest, n int64) {
 	c.unknown.Invalidate(d)
 }
 
-// forget drops everything that was read before revision n, and learns what revoked says.
-func (c *keyCache) forget(n int64, revoked []changedKey, organizations []changedOrganization) {
+// forget drops everything that was read before revision n.
+func (c *keyCache) forget(n int64, organizations []changedOrganization) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.learned.learn(revoked, organizations)
+	c.learned.learn(nil, organizations)
 	c.forgetAll(n)
+}
+
+// learn learns what changes say that were applied before.
+func (c *keyCache) learn(keys []changedKey, organizations []changedOrganization) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.learned.learn(keys, organizations)
 }
 
 func (c *keyCache) forgetAll(n int64) {

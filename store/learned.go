@@ -52,7 +52,7 @@ func (l *learned) learn(keys []changedKey, organizations []changedOrganization) 
 		if _, known := l.secrets[k.secret]; k.secretRevoked.Valid && !known && l.room() {
 			l.secrets[k.secret] = k.secretRevoked.Int64
 		}
-		if was := l.changed[k.id]; was != 0 || len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
+		if was := l.changed[k.id]; was != 0 || !k.keyRevoked.Valid && len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
 			l.changed[k.id] = max(was, k.revision)
 		}
 	}

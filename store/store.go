@@ -70,6 +70,7 @@ type Store struct {
 	manage  *sqlx.DB
 
 	keys    *keyCache
+	missed  *missed
 	admins  *learnedAdmins
 	lookups *lookups
 	callers atomic.Pointer[callerTable]
@@ -194,7 +195,7 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		admins: newLearnedAdmins(), rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
+		admins: newLearnedAdmins(), missed: newMissed(), rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
 		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1), shadowChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
@@ -232,7 +233,7 @@ func (s *Store) connect(o Options) (err error) {
 	if s.manage, err = s.url.pool(managePoolSize, manageReadDeadline, false); err != nil {
 		return err
 	}
-	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
+	s.follows(postgres{s.check, s.changes, s.manage}, o.LookupBudget)
 	return nil
 }
 
@@ -245,7 +246,7 @@ func (s *Store) follows(from source, budget time.Duration) {
 // start follows changes, and does what else is to be done, until the store is closed.
 func (s *Store) start(ctx context.Context, tasks ...func(context.Context)) {
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, task := range append(tasks, s.follow, s.rehashSecrets, s.recordUsage) {
+	for _, task := range append(tasks, s.follow, s.learnMissed, s.rehashSecrets, s.recordUsage) {
 		s.followed.Go(func() { task(ctx) })
 	}
 }

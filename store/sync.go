@@ -110,13 +110,14 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 	if err := s.learnAdmins(ctx, 0); err != nil {
 		return nil, err
 	}
+	behind := s.missed.drop() // what it has not learned by now is not there any more
 	revocations, complete := s.keys.putBack(set.n)
 	s.putBack.Add(1)
 	s.doubtReplicas()
 	s.log.Error("the database was put back to an earlier state; what this replica has seen revoked stays revoked. "+
 		"Run keystile doctor with the exported audit log to find what the database lacks",
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
-		slog.Bool("all_remembered", complete))
+		slog.Bool("all_remembered", complete && !behind))
 	return set, s.readTables(ctx, tables{true, true, true, true})
 }
 
@@ -160,11 +161,9 @@ func (s *Store) apply(ctx context.Context, applied int64, set *changeSet) error 
 		}
 		return s.readTables(ctx, tables{first || set.callers, first || set.formats, first || set.policy, first || set.shadow})
 	}
-	revoked, err := s.source.revoked(ctx, applied)
-	if err != nil {
-		return err
-	}
-	s.keys.forget(set.n, revoked, set.organizations)
+	// First of all nothing older is served. What it was, which may be very much, is learned behind that.
+	s.keys.forget(set.n, set.organizations)
+	s.missed.note(applied)
 	if err := s.learnAdmins(ctx, applied); err != nil {
 		return err
 	}
