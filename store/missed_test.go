@@ -111,7 +111,7 @@ func TestLearnMissed_APageThatFailsIsReadAgainAndNoneIsLeftOut(t *testing.T) {
 		more, _ = s.learnPage(t.Context())
 	}
 	for i, id := range ids {
-		if s.keys.learned.revoked[id] != 5 {
+		if at, _ := s.keys.learned.revoked.get(id); at != 5 {
 			t.Errorf("page %d is not learned", i)
 		}
 	}

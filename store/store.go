@@ -109,6 +109,8 @@ type Store struct {
 	// guarded by syncing.
 	applied     atomic.Int64
 	appliedMark mark
+	// forgottenTold tells that it was told that something learned is forgotten, guarded by syncing.
+	forgottenTold bool
 	// live is how many replicas had a fresh heartbeat at the last synchronization.
 	live atomic.Int64
 	// putBack counts the times that the database was put back to an earlier state.
@@ -380,6 +382,9 @@ type Health struct {
 	LiveReplicas int
 	// PutBack counts the times that the database was put back to an earlier state.
 	PutBack int64
+	// Forgotten counts what was learned of changes and found no room any more: it would be
+	// un-learned if the database were put back.
+	Forgotten int64
 	// CountedUsage, StoredUsage and DroppedUsage are in decisions: what was counted and is
 	// neither stored nor dropped waits to be written.
 	CountedUsage, StoredUsage, DroppedUsage int64
@@ -392,7 +397,7 @@ func (s *Store) Health() Health {
 	degraded, _, lost := s.freshness()
 	h := Health{
 		Known: lost == nil, Degraded: degraded || s.policyUnread.Load(), Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
-		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(),
+		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), Forgotten: s.forgotten(),
 		// In this order: what is told is never more than what was counted.
 		StoredUsage: s.usage.stored.Load(), DroppedUsage: s.usage.dropped.Load(),
 		KeptDecisions: s.decisions.written.Load(), DroppedDecisions: s.decisions.dropped.Load(),

@@ -80,6 +80,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	}
 	s.applied.Store(set.n)
 	s.appliedMark = set.mark
+	s.tellForgotten()
 	s.peers.see(set.counting, s.clock.elapsed())
 	s.countLive(set.live)
 	s.contact.Store(int64(min(before, covered))) // what was read is as old as the question
@@ -100,7 +101,8 @@ func (s *Store) Synchronize(ctx context.Context) error {
 // learned stays in force, and what has changed in the database applies. Its revision is
 // first raised above ours, so that no number means two things from then on.
 func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) (*changeSet, error) {
-	if err := s.source.raise(ctx, applied); err != nil {
+	newest, _ := s.keys.knows()
+	if err := s.source.raise(ctx, max(applied, newest)); err != nil {
 		return nil, fmt.Errorf("the database was put back to an earlier state, and its revision cannot be raised: %w", err)
 	}
 	set, err := s.source.changes(ctx, 0)
@@ -119,6 +121,22 @@ func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) 
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
 		slog.Bool("all_remembered", complete && !behind))
 	return set, s.readTables(ctx, tables{true, true, true, true})
+}
+
+// forgotten counts what was learned and found no room any more.
+func (s *Store) forgotten() int64 {
+	_, ofKeys := s.keys.knows()
+	return ofKeys + s.admins.forgotten()
+}
+
+// tellForgotten tells once that not everything that was learned is remembered.
+func (s *Store) tellForgotten() {
+	if n := s.forgotten(); n > 0 && !s.forgottenTold {
+		s.forgottenTold = true
+		s.log.Warn("more has changed than there is room to remember, and the oldest is forgotten: should the database be put back to an "+
+			"earlier state, this replica would not know it any more; run keystile doctor with the exported audit log then",
+			slog.Int64("forgotten", n))
+	}
 }
 
 // doubtReplicas notes that the table lacks replicas that serve, for as long as they may.
