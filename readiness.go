@@ -153,6 +153,7 @@ func figures(st store.Health, limiter ratelimit.Health) []server.Figure {
 		{Name: "store_revision", Help: "The revision up to which every change is applied.", Value: float64(st.Revision)},
 		{Name: "store_contact_age_seconds", Help: "Time since Postgres last confirmed what is in memory.", Value: st.ContactAge.Seconds()},
 		{Name: "store_put_back_total", Help: "Times that the database was put back to an earlier state.", Value: float64(st.PutBack)},
+		{Name: "store_forgotten_changes_total", Help: "Changes that found no room to be remembered any more: the database put back to an earlier state would undo them here.", Value: float64(st.Forgotten)},
 		{Name: "store_lookup_statements_total", Help: "Statements that looked keys up.", Value: float64(st.Lookups)},
 		{Name: "usage_counted_total", Help: "Decisions that were counted.", Value: float64(st.CountedUsage)},
 		{Name: "usage_stored_total", Help: "Counted decisions that are in Postgres.", Value: float64(st.StoredUsage)},

@@ -124,26 +124,51 @@ func (c *Change) RevokeAdmins(ctx context.Context, t manage.Tenant, organization
 // liveAdmins are the admins a with a token t that both work as of $1.
 const liveAdmins = `
 FROM admins a JOIN admin_tokens t ON t.admin_id = a.id
-WHERE a.revoked_at IS NULL AND a.expires_at > $1 AND t.revoked_at IS NULL AND t.expires_at > $1`
+WHERE a.revoked_at IS NULL AND a.expires_at > $1 AND t.revoked_at IS NULL AND t.expires_at > $1
+	AND isfinite(a.expires_at) AND isfinite(t.expires_at)`
+
+// stillLive reads those of the live admins that this replica takes for live as well: in a
+// database that was put back, who was removed is there again.
+func (c *Change) stillLive(ctx context.Context, doing, where string, args ...any) (live map[authz.AdminID]bool, err error) {
+	var rows []struct {
+		ID             authz.AdminID        `db:"id"`
+		Role           authz.Role           `db:"role"`
+		OrganizationID authz.OrganizationID `db:"organization_id"`
+		Revision       int64                `db:"revision"`
+		ExpiresAt      time.Time            `db:"expires_at"`
+		TokenID        authz.SecretID       `db:"token_id"`
+		TokenExpiresAt time.Time            `db:"token_expires_at"`
+	}
+	err = c.tx.SelectContext(ctx, &rows, `
+		SELECT a.id, a.role, a.organization_id, a.revision, a.expires_at, t.id AS token_id, t.expires_at AS token_expires_at `+liveAdmins+where,
+		append([]any{c.now}, args...)...)
+	live = make(map[authz.AdminID]bool)
+	for _, r := range rows {
+		a := c.admins.judge(readAdmin{authz.Admin{
+			ID: r.ID, Role: r.Role, Organization: r.OrganizationID, ExpiresAt: r.ExpiresAt, TokenID: r.TokenID, TokenExpiresAt: r.TokenExpiresAt,
+		}, r.Revision})
+		if a.Live(c.now) {
+			live[a.ID] = true
+		}
+	}
+	return live, translate(doing, err)
+}
 
 // StillLive implements manage.Writer.
-func (c *Change) StillLive(ctx context.Context, a *authz.Admin) (live bool, err error) {
+func (c *Change) StillLive(ctx context.Context, a *authz.Admin) (bool, error) {
 	if a == nil {
 		return false, nil
 	}
-	err = c.tx.GetContext(ctx, &live, `
-		SELECT EXISTS (SELECT `+liveAdmins+` AND a.id = $2::uuid AND t.id = $3::uuid
-			AND a.role = $4 AND a.organization_id IS NOT DISTINCT FROM $5::uuid)`,
-		c.now, a.ID, a.TokenID, string(a.Role), a.Organization)
-	return live, translate("confirm an admin", err)
+	live, err := c.stillLive(ctx, "confirm an admin", ` AND a.id = $2::uuid AND t.id = $3::uuid
+		AND a.role = $4 AND a.organization_id IS NOT DISTINCT FROM $5::uuid`, a.ID, a.TokenID, string(a.Role), a.Organization)
+	return err == nil && live[a.ID], err
 }
 
 // OtherPlatformAdmins implements manage.Writer. Who has no token that works cannot do
 // anything, and is not counted.
-func (c *Change) OtherPlatformAdmins(ctx context.Context, but authz.AdminID) (n int, err error) {
-	err = c.tx.GetContext(ctx, &n, `SELECT count(DISTINCT a.id) `+liveAdmins+` AND a.role = 'platform_admin' AND a.id <> $2::uuid`,
-		c.now, but)
-	return n, translate("count the platform's admins", err)
+func (c *Change) OtherPlatformAdmins(ctx context.Context, but authz.AdminID) (int, error) {
+	others, err := c.stillLive(ctx, "count the platform's admins", ` AND a.role = 'platform_admin' AND a.id <> $2::uuid`, but)
+	return len(others), err
 }
 
 // bootstrappedSetting is the tombstone of the one bootstrap.
@@ -185,7 +210,8 @@ func (c *Change) AddAdmin(ctx context.Context, a *Admin, token authz.Secret) err
 // however many come, must leave some for those who have been recognized.
 const maxRecognizing = 2
 
-// FindAdmin implements authz.AdminReader: one statement, and nothing is remembered.
+// FindAdmin implements authz.AdminReader: one statement. Nothing is remembered but what must not
+// be un-learned when the database is put back.
 func (s *Store) FindAdmin(ctx context.Context, hash authz.SecretHash) (*authz.Admin, error) {
 	select {
 	case s.recognizing <- struct{}{}:
@@ -205,12 +231,13 @@ func (s *Store) FindAdmin(ctx context.Context, hash authz.SecretHash) (*authz.Ad
 		adminRow
 
 		Digest         []byte         `db:"digest"`
+		Revision       int64          `db:"revision"`
 		TokenID        authz.SecretID `db:"token_id"`
 		TokenExpiresAt sql.NullTime   `db:"token_expires_at"`
 		TokenRevokedAt sql.NullTime   `db:"token_revoked_at"`
 	}
 	err := s.brief.SelectContext(ctx, &rows, `
-		SELECT a.id, a.name, a.role, a.organization_id, a.expires_at, a.revoked_at, t.digest, t.id AS token_id,
+		SELECT a.id, a.name, a.role, a.organization_id, a.expires_at, a.revoked_at, a.revision, t.digest, t.id AS token_id,
 			t.expires_at AS token_expires_at, t.revoked_at AS token_revoked_at
 		FROM admin_tokens t JOIN admins a ON a.id = t.admin_id WHERE t.digest = ANY ($1)`, arg)
 	if err != nil || len(rows) == 0 {
@@ -220,8 +247,8 @@ func (s *Store) FindAdmin(ctx context.Context, hash authz.SecretHash) (*authz.Ad
 	if digest := authz.Digest(r.Digest); digest != digests[0] {
 		s.rehash.add(digest, move{adminTokenMoves, digests[0]})
 	}
-	return &authz.Admin{
+	return s.admins.judge(readAdmin{authz.Admin{
 		ID: r.ID, Name: r.Name, Role: authz.Role(r.Role), Organization: r.OrganizationID, ExpiresAt: utc(r.ExpiresAt),
 		RevokedAt: utc(r.RevokedAt), TokenID: r.TokenID, TokenExpiresAt: utc(r.TokenExpiresAt), TokenRevokedAt: utc(r.TokenRevokedAt),
-	}, nil
+	}, r.Revision}), nil
 }

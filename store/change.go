@@ -41,6 +41,7 @@ type Change struct {
 
 	revision int64
 	peppers  authz.Peppers
+	admins   *learnedAdmins
 	// registered tells that the first pepper's fingerprint is written.
 	registered bool
 }
@@ -76,7 +77,7 @@ func (s *Store) change(asked context.Context, keep bool, do func(context.Context
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 
-	c := &Change{reads: reads{tx: tx}, peppers: s.peppers}
+	c := &Change{reads: reads{tx: tx}, peppers: s.peppers, admins: s.admins}
 	if _, err := tx.ExecContext(ctx, limitChange); err != nil {
 		return 0, translate("begin a change", err)
 	}

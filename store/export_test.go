@@ -15,6 +15,8 @@ const (
 	MaxWriting        = maxWriting
 	MaxWaitingChanges = maxWaitingChanges
 
+	MaxChanges = maxChanges
+
 	MaxUnmatchedShapes = maxUnmatchedShapes
 	UnmatchedKept      = unmatchedKept
 	MaxKeyNetworks     = maxKeyNetworks
@@ -28,6 +30,15 @@ func (s *Store) WaitingChanges() int { return int(s.waiting.Load()) }
 func (s *Store) StopFollowing() {
 	s.stop()
 	s.followed.Wait()
+}
+
+// LearnMissed learns all that is to be learned behind synchronizations.
+func (s *Store) LearnMissed(ctx context.Context) error {
+	for {
+		if more, err := s.learnPage(ctx); err != nil || !more {
+			return err
+		}
+	}
 }
 
 // PruneRetired clears away old retired digests now.

@@ -122,6 +122,9 @@ func (c *keyCache) put(d authz.Digest, e *cachedKey) (served *cachedKey, ok bool
 		e.organization != nil && e.asOf < c.recentOrganizations[e.organization.id] {
 		return nil, false
 	}
+	if e.key != nil && e.asOf < c.learned.knownOf(e.key.ID) {
+		return nil, false // another look-up, or who learns behind, has read something newer
+	}
 	e = c.learned.judge(e)
 	c.learned.see(e)
 	switch {
@@ -168,12 +171,19 @@ func (c *keyCache) drop(d authz.Digest, n int64) {
 	c.unknown.Invalidate(d)
 }
 
-// forget drops everything that was read before revision n, and learns what revoked says.
-func (c *keyCache) forget(n int64, revoked []changedKey, organizations []changedOrganization) {
+// forget drops everything that was read before revision n.
+func (c *keyCache) forget(n int64, organizations []changedOrganization) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.learned.learn(revoked, organizations)
+	c.learned.learn(nil, organizations)
 	c.forgetAll(n)
+}
+
+// learn learns what changes say that were applied before.
+func (c *keyCache) learn(keys []changedKey, organizations []changedOrganization) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.learned.learn(keys, organizations)
 }
 
 func (c *keyCache) forgetAll(n int64) {
@@ -189,15 +199,22 @@ func (c *keyCache) forgetAll(n int64) {
 func (c *keyCache) putBack(n int64) (revocations int, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// Those of an organization that has changed as well: of the key itself they tell the truth.
 	for _, e := range c.known.All() {
-		if !e.outdated() {
-			c.learned.keep(e, c.bytes/2)
-		}
+		c.learned.keep(e, c.bytes/2)
 	}
 	c.forgetAll(n)
 	c.known.SetMaximum(c.bytes - c.learned.keptBytes) // both together stay within it
 	c.organizations.reset()
-	return len(c.learned.revoked) + len(c.learned.secrets), !c.learned.full
+	return c.learned.revoked.len() + c.learned.secrets.len(), c.learned.forgotten() == 0
+}
+
+// knows tells the newest revision of a key that is known of, and how much of what was learned
+// has found no room any more.
+func (c *keyCache) knows() (newest, forgotten int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.learned.newest, c.learned.forgotten()
 }
 
 // size tells how many records are in memory, and about how many bytes they take.

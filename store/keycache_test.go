@@ -172,7 +172,7 @@ func TestKeyCache_ASlowReadPutsNothingBack(t *testing.T) {
 	for name, change := range map[string]func(*keyCache, authz.Digest){
 		"of the key":       func(c *keyCache, d authz.Digest) { c.apply(&changeSet{n: 2, keys: []changedKey{{digest: d}}}) },
 		"of its digest":    func(c *keyCache, d authz.Digest) { c.apply(&changeSet{n: 2, retired: []authz.Digest{d}}) },
-		"of everything":    func(c *keyCache, _ authz.Digest) { c.forget(2, nil, nil) },
+		"of everything":    func(c *keyCache, _ authz.Digest) { c.forget(2, nil) },
 		"of another world": func(c *keyCache, _ authz.Digest) { c.putBack(2) },
 		"of more than fits": func(c *keyCache, _ authz.Digest) {
 			c.apply(&changeSet{n: 2, keys: make([]changedKey, maxRecentChanges+1)})

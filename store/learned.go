@@ -10,9 +10,13 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
-// maxLearned bounds what is remembered of changes, some 150 MB at worst. Beyond it what
-// took no rights away is forgotten first.
-const maxLearned = 1_000_000
+// What is surely remembered of changes, the newest of them; twice as much at most, which is some
+// 150 MB at worst. What is forgotten beyond it is counted and told.
+const (
+	maxLearnedRevoked       = 500_000 // keys, and as many secrets
+	maxLearnedChanged       = 250_000 // keys, and as many of those that were read as narrowed
+	maxLearnedOrganizations = 50_000
+)
 
 var errPutBack = errors.New("the database was put back to a state before this key's last change: change the key again, or revoke it")
 
@@ -22,61 +26,73 @@ var errPutBack = errors.New("the database was put back to a state before this ke
 // is for ever. While no database is put back it changes no answer. Guarded by
 // keyCache.mu.
 type learned struct {
-	// changed has the revision of each key's last change, revoked and secrets when it was
-	// revoked, in Unix seconds: by id, for a digest changes with the pepper.
-	changed       map[authz.KeyID]int64
-	revoked       map[authz.KeyID]int64
-	secrets       map[authz.SecretID]int64
-	organizations map[authz.OrganizationID]changedOrganization
+	// changed has the revision of each key's last change, narrowed that of each key which was
+	// read as narrowed, revoked and secrets when it was revoked, in Unix seconds: by id, for a
+	// digest changes with the pepper.
+	changed, narrowed notes[authz.KeyID, int64]
+	revoked           notes[authz.KeyID, int64]
+	secrets           notes[authz.SecretID, int64]
+	organizations     notes[authz.OrganizationID, changedOrganization]
+	// newest is the highest revision of a key that is known of: a look-up may have read what is
+	// not applied yet.
+	newest int64
 	// kept are records that were in memory when the database was put back, by their secret;
 	// keptBytes is about what they take.
 	kept      map[authz.SecretID]*cachedKey
 	keptBytes uint64
-	// full tells that a revocation has found no place.
-	full bool
 }
 
 func newLearned() *learned {
 	return &learned{
-		changed: make(map[authz.KeyID]int64), revoked: make(map[authz.KeyID]int64), secrets: make(map[authz.SecretID]int64),
-		organizations: make(map[authz.OrganizationID]changedOrganization),
+		changed: newNotes[authz.KeyID, int64](maxLearnedChanged), narrowed: newNotes[authz.KeyID, int64](maxLearnedChanged),
+		revoked: newNotes[authz.KeyID, int64](maxLearnedRevoked), secrets: newNotes[authz.SecretID, int64](maxLearnedRevoked),
+		organizations: newNotes[authz.OrganizationID, changedOrganization](maxLearnedOrganizations),
 	}
 }
 
 func (l *learned) learn(keys []changedKey, organizations []changedOrganization) {
 	for i := range keys {
 		k := &keys[i]
-		if _, known := l.revoked[k.id]; k.keyRevoked.Valid && !known && l.room() {
-			l.revoked[k.id] = k.keyRevoked.Int64
+		if _, known := l.revoked.get(k.id); k.keyRevoked.Valid && !known {
+			l.revoked.set(k.id, k.keyRevoked.Int64)
 		}
-		if _, known := l.secrets[k.secret]; k.secretRevoked.Valid && !known && l.room() {
-			l.secrets[k.secret] = k.secretRevoked.Int64
+		if _, known := l.secrets.get(k.secret); k.secretRevoked.Valid && !known {
+			l.secrets.set(k.secret, k.secretRevoked.Int64)
 		}
-		if was := l.changed[k.id]; was != 0 || len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
-			l.changed[k.id] = max(was, k.revision)
+		if !k.keyRevoked.Valid { // else nothing more is to be known of it
+			l.note(&l.changed, k.id, k.revision)
 		}
 	}
 	for _, o := range organizations {
-		if o.revision >= l.organizations[o.id].revision {
-			l.organizations[o.id] = o
+		was, known := l.organizations.get(o.id)
+		if (o.suspended || known) && o.revision >= was.revision {
+			l.organizations.set(o.id, o)
 		}
 	}
 }
 
-// room makes place for a revocation, or tells that there is none.
-func (l *learned) room() bool {
-	if len(l.changed)+len(l.revoked)+len(l.secrets) < maxLearned {
-		return true
+// note notes that a key is known as of a revision.
+func (l *learned) note(n *notes[authz.KeyID, int64], id authz.KeyID, revision int64) {
+	l.newest = max(l.newest, revision)
+	if was, known := n.get(id); !known || was < revision {
+		n.set(id, revision)
 	}
-	for id := range l.changed {
-		delete(l.changed, id)
-		return true
-	}
-	l.full = true
-	return false
 }
 
-// see learns of a revocation or suspension that was read.
+// knownOf is the newest revision of a key that is known of: no older row is served.
+func (l *learned) knownOf(id authz.KeyID) int64 {
+	changed, _ := l.changed.get(id)
+	narrowed, _ := l.narrowed.get(id)
+	return max(changed, narrowed)
+}
+
+// forgotten counts what found no room any more.
+func (l *learned) forgotten() int64 {
+	return l.changed.forgotten + l.narrowed.forgotten + l.revoked.forgotten + l.secrets.forgotten + l.organizations.forgotten
+}
+
+// see learns of a revocation, a suspension or a narrowed key that was read: its record may
+// leave the memory before the database is put back. That its scopes were once more no row tells.
 func (l *learned) see(e *cachedKey) {
 	if e.key == nil {
 		return
@@ -84,7 +100,11 @@ func (l *learned) see(e *cachedKey) {
 	if o := e.key.Organization; o.Suspended {
 		l.learn(nil, []changedOrganization{{o.ID, o.Revision, true}})
 	}
-	if e.key.RevokedAt.IsZero() && e.secret.RevokedAt.IsZero() {
+	k := e.key
+	if k.Disabled || k.Restricted || !k.ExpiresAt.IsZero() || !e.secret.ExpiresAt.IsZero() || len(k.AllowedCIDRs) > 0 {
+		l.note(&l.narrowed, k.ID, k.Revision)
+	}
+	if k.RevokedAt.IsZero() && e.secret.RevokedAt.IsZero() {
 		return
 	}
 	l.learn([]changedKey{{
@@ -98,6 +118,9 @@ func unixOf(t time.Time) sql.NullInt64 { return sql.NullInt64{Int64: t.Unix(), V
 // keep remembers a record that is in memory when the database is put back, within so many
 // bytes for all. Of what finds no place it is known that an older row is not to be served.
 func (l *learned) keep(e *cachedKey, most uint64) {
+	if was := l.kept[e.secret.ID]; was != nil && was.key.Revision > e.key.Revision {
+		return
+	}
 	l.drop(e.secret.ID)
 	if n := uint64(e.bytes()); l.keptBytes+n <= most {
 		if l.kept == nil {
@@ -122,15 +145,16 @@ func (l *learned) judge(e *cachedKey) *cachedKey {
 	if e.key == nil {
 		return e
 	}
-	keyRevoked, revoked := l.revoked[e.key.ID]
+	keyRevoked, revoked := l.revoked.get(e.key.ID)
 	key, secret := e.key, e.secret
-	secretRevoked, ended := l.secrets[e.secret.ID]
-	if kept := l.kept[e.secret.ID]; kept != nil && kept.key.Revision > key.Revision {
+	secretRevoked, ended := l.secrets.get(e.secret.ID)
+	known := l.knownOf(key.ID)
+	if kept := l.kept[e.secret.ID]; kept != nil && kept.key.Revision > key.Revision && kept.key.Revision >= known {
 		key, secret = narrower(kept.key, e.key), narrowerSecret(kept.secret, e.secret)
 	} else {
 		l.drop(e.secret.ID)
 		gone := revoked || ended || !key.RevokedAt.IsZero() || !secret.RevokedAt.IsZero()
-		if l.changed[key.ID] > key.Revision && !gone {
+		if known > key.Revision && !gone {
 			return &cachedKey{organization: e.organization, bad: errPutBack, asOf: e.asOf}
 		}
 	}
@@ -142,7 +166,7 @@ func (l *learned) judge(e *cachedKey) *cachedKey {
 		secret = copySecret(secret)
 		secret.RevokedAt = time.Unix(secretRevoked, 0).UTC()
 	}
-	if o := l.organizations[key.Organization.ID]; o.suspended && o.revision > key.Organization.Revision {
+	if o, _ := l.organizations.get(key.Organization.ID); o.suspended && o.revision > key.Organization.Revision {
 		key = key.Copy()
 		key.Organization = suspended(key.Organization)
 	}

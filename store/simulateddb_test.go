@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -316,8 +317,8 @@ func (s *simulatedState) code(secret authz.SecretHash, now time.Time) authz.Code
 type simulatedSource struct {
 	db    *simulatedDB
 	index int
-	// random is the follower's, looking the look-ups': each runs on its own.
-	random, looking *rand.Rand
+	// random is the follower's, looking the look-ups', missing that of who learns behind: each runs on its own.
+	random, looking, missing *rand.Rand
 }
 
 var _ source = (*simulatedSource)(nil)
@@ -393,19 +394,27 @@ func changedSince(state *simulatedState, since int64) (changed []changedKey) {
 	return changed
 }
 
-func (s *simulatedSource) revoked(ctx context.Context, since int64) ([]changedKey, error) {
-	ctx, cancel := context.WithTimeout(ctx, listenReadDeadline)
+// missed looks at two keys at a time, in an order of their own.
+func (s *simulatedSource) missed(ctx context.Context, since int64, after authz.KeyID) (*missedKeys, error) {
+	ctx, cancel := context.WithTimeout(ctx, manageReadDeadline)
 	defer cancel()
-	state, _, err := s.read(ctx, s.random)
+	state, _, err := s.read(ctx, s.missing)
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(changedSince(state, since), func(k changedKey) bool {
-		return !k.keyRevoked.Valid && !k.secretRevoked.Valid
-	}), nil
+	slices.SortFunc(state.keys, func(a, b simulatedKey) int { return strings.Compare(a.id.String(), b.id.String()) })
+	state.keys = slices.DeleteFunc(state.keys, func(k simulatedKey) bool { return !after.IsZero() && k.id.String() <= after.String() })
+	state.keys = state.keys[:min(2, len(state.keys))]
+	page := &missedKeys{keys: changedSince(state, since)}
+	if len(state.keys) > 0 {
+		page.last = state.keys[len(state.keys)-1].id
+	}
+	return page, nil
 }
 
 func (*simulatedSource) callers(context.Context) (callerTable, error) { return callerTable{}, nil }
+
+func (*simulatedSource) admins(context.Context, int64) ([]readAdmin, error) { return nil, nil }
 
 func (*simulatedSource) formats(context.Context) (*[]authz.ForeignFormat, error) {
 	return &[]authz.ForeignFormat{}, nil

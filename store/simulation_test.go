@@ -146,7 +146,10 @@ func (s *simulation) newReplica(index int, peppers authz.Peppers) *simulatedRepl
 	st.replica.id, st.replica.name = name, name
 	// The machine's clock may be wrong by an hour either way.
 	st.clock.offset.Add(int64(time.Duration(random.Int64N(int64(2*time.Hour))) - time.Hour))
-	st.follows(&simulatedSource{db: s.db, index: index, random: random, looking: s.random(name + "'s look-ups")}, DefaultLookupBudget)
+	st.follows(&simulatedSource{
+		db: s.db, index: index, random: random, looking: s.random(name + "'s look-ups"),
+		missing: s.random(name + "'s learning"),
+	}, DefaultLookupBudget)
 	checker, err := authz.NewChecker(authz.CheckerOptions{Keys: st, Policy: simulatedPolicy{}, Limiter: simulatedLimiter{}, Clock: st.clock})
 	if err != nil {
 		s.t.Fatal(err)

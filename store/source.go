@@ -20,9 +20,11 @@ type source interface {
 	// changes tells what has changed after revision since, and which mark that has here,
 	// all of one snapshot. For 0 it tells the present revision and no change.
 	changes(ctx context.Context, since int64) (*changeSet, error)
-	// revoked tells which keys were revoked after revision since, at most maxLearned.
-	revoked(ctx context.Context, since int64) ([]changedKey, error)
+	// missed looks at keys behind one, some at a time, and tells which changed after revision since.
+	missed(ctx context.Context, since int64, after authz.KeyID) (*missedKeys, error)
 	callers(ctx context.Context) (callerTable, error)
+	// admins reads those that changed after revision since, with each of their tokens.
+	admins(ctx context.Context, since int64) ([]readAdmin, error)
 	formats(ctx context.Context) (*[]authz.ForeignFormat, error)
 	// policy reads which policy is in force.
 	policy(ctx context.Context) (*Policy, error)
@@ -57,8 +59,8 @@ type changeSet struct {
 	keys          []changedKey
 	retired       []authz.Digest
 	organizations []changedOrganization
-	// callers, formats, policy and shadow tell that any of them has changed, everything that too much has.
-	callers, formats, policy, shadow, everything bool
+	// callers, admins, formats, policy and shadow tell that any of them has changed, everything that too much has.
+	callers, admins, formats, policy, shadow, everything bool
 }
 
 // changedKey is a key that has changed, with one of its secrets.
@@ -79,7 +81,7 @@ type changedOrganization struct {
 
 // postgres is the source of a replica that serves.
 type postgres struct {
-	check, changing *sqlx.DB
+	check, changing, manage *sqlx.DB
 }
 
 var _ source = postgres{}
@@ -113,6 +115,8 @@ FROM revision r LEFT JOIN revision_marks m ON m.n = $3 LEFT JOIN (
 	FROM organizations WHERE revision > $1
 	UNION ALL
 	SELECT 'callers', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM callers WHERE revision > $1)
+	UNION ALL
+	SELECT 'admins', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM admins WHERE revision > $1)
 	UNION ALL
 	SELECT 'formats', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL WHERE EXISTS (SELECT FROM foreign_formats WHERE revision > $1)
 	UNION ALL
@@ -187,6 +191,8 @@ func (set *changeSet) add(r *changeRow) {
 		})
 	case "callers":
 		set.callers = true
+	case "admins":
+		set.admins = true
 	case "formats":
 		set.formats = true
 	case "policy":
@@ -211,24 +217,6 @@ func (r *changeRow) key(d authz.Digest) changedKey {
 		digest: d, id: r.KeyID, secret: r.SecretID, revision: r.Revision.Int64,
 		keyRevoked: r.KeyRevoked, secretRevoked: r.SecretRevoked,
 	}
-}
-
-func (p postgres) revoked(ctx context.Context, since int64) ([]changedKey, error) {
-	// Up to a million rows; the deadline of each read on the socket holds all the same.
-	ctx, cancel := context.WithTimeout(ctx, manageReadDeadline)
-	defer cancel()
-	var rows []changeRow
-	err := p.changing.SelectContext(ctx, &rows, `
-		SELECT s.digest, k.id AS key_id, s.id AS secret_id, k.revision, `+revokedKeyAt+`, `+revokedSecretAt+`
-		FROM api_keys k JOIN key_secrets s ON s.key_id = k.id
-		WHERE k.revision > $1 AND (k.revoked_at IS NOT NULL OR s.revoked_at IS NOT NULL) LIMIT $2`, since, maxLearned)
-	keys := make([]changedKey, 0, len(rows))
-	for i := range rows {
-		if d, ok := digest(rows[i].Digest); ok {
-			keys = append(keys, rows[i].key(d))
-		}
-	}
-	return keys, translate("read what was revoked", err)
 }
 
 func (p postgres) callers(ctx context.Context) (callerTable, error) {

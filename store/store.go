@@ -74,6 +74,8 @@ type Store struct {
 	end ending
 
 	keys    *keyCache
+	missed  *missed
+	admins  *learnedAdmins
 	lookups *lookups
 	callers atomic.Pointer[callerTable]
 	formats atomic.Pointer[[]authz.ForeignFormat]
@@ -111,6 +113,8 @@ type Store struct {
 	// guarded by syncing.
 	applied     atomic.Int64
 	appliedMark mark
+	// forgottenTold tells that it was told that something learned is forgotten, guarded by syncing.
+	forgottenTold bool
 	// live is how many replicas had a fresh heartbeat at the last synchronization.
 	live atomic.Int64
 	// putBack counts the times that the database was put back to an earlier state.
@@ -197,7 +201,7 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{
 		url: o.URL, peppers: o.Peppers, staleMax: o.StaleMax, log: o.Logger, clock: NewClock(), deployment: o.Deployment,
-		rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
+		admins: newLearnedAdmins(), missed: newMissed(), rehash: newRehashQueue(), usage: newUsage(), decisions: newDecisions(o.Decisions), replica: newReplica(),
 		wake: make(chan struct{}, 1), policyChanged: make(chan struct{}, 1), shadowChanged: make(chan struct{}, 1),
 		writing: make(chan struct{}, maxWriting), recognizing: make(chan struct{}, maxRecognizing), refused: make(chan error, 1),
 	}
@@ -238,7 +242,7 @@ func (s *Store) connect(o Options) (err error) {
 	if s.brief, err = s.url.pool(briefPoolSize, briefReadDeadline, false, &s.end); err != nil {
 		return err
 	}
-	s.follows(postgres{s.check, s.changes}, o.LookupBudget)
+	s.follows(postgres{s.check, s.changes, s.manage}, o.LookupBudget)
 	return nil
 }
 
@@ -251,7 +255,7 @@ func (s *Store) follows(from source, budget time.Duration) {
 // start follows changes, and does what else is to be done, until the store is closed.
 func (s *Store) start(ctx context.Context, tasks ...func(context.Context)) {
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
-	for _, task := range append(tasks, s.follow, s.rehashSecrets, s.recordUsage) {
+	for _, task := range append(tasks, s.follow, s.learnMissed, s.rehashSecrets, s.recordUsage) {
 		s.followed.Go(func() { task(ctx) })
 	}
 }
@@ -399,6 +403,9 @@ type Health struct {
 	LiveReplicas int
 	// PutBack counts the times that the database was put back to an earlier state.
 	PutBack int64
+	// Forgotten counts what was learned of changes and found no room any more: it would be
+	// un-learned if the database were put back.
+	Forgotten int64
 	// CountedUsage, StoredUsage and DroppedUsage are in decisions: what was counted and is
 	// neither stored nor dropped waits to be written.
 	CountedUsage, StoredUsage, DroppedUsage int64
@@ -411,7 +418,7 @@ func (s *Store) Health() Health {
 	degraded, _, lost := s.freshness()
 	h := Health{
 		Known: lost == nil, Degraded: degraded || s.policyUnread.Load(), Revision: s.applied.Load(), Lookups: s.lookups.statements.Load(),
-		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(),
+		LiveReplicas: s.LiveReplicas(), PutBack: s.putBack.Load(), Forgotten: s.forgotten(),
 		// In this order: what is told is never more than what was counted.
 		StoredUsage: s.usage.stored.Load(), DroppedUsage: s.usage.dropped.Load(),
 		KeptDecisions: s.decisions.written.Load(), DroppedDecisions: s.decisions.dropped.Load(),

@@ -80,6 +80,7 @@ func (s *Store) Synchronize(ctx context.Context) error {
 	}
 	s.applied.Store(set.n)
 	s.appliedMark = set.mark
+	s.tellForgotten()
 	s.peers.see(set.counting, s.clock.elapsed())
 	s.countLive(set.live)
 	s.contact.Store(int64(min(before, covered))) // what was read is as old as the question
@@ -100,21 +101,42 @@ func (s *Store) Synchronize(ctx context.Context) error {
 // learned stays in force, and what has changed in the database applies. Its revision is
 // first raised above ours, so that no number means two things from then on.
 func (s *Store) takePutBack(ctx context.Context, applied int64, was *changeSet) (*changeSet, error) {
-	if err := s.source.raise(ctx, applied); err != nil {
+	newest, _ := s.keys.knows()
+	if err := s.source.raise(ctx, max(applied, newest)); err != nil {
 		return nil, fmt.Errorf("the database was put back to an earlier state, and its revision cannot be raised: %w", err)
 	}
 	set, err := s.source.changes(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
+	if err := s.learnAdmins(ctx, 0); err != nil {
+		return nil, err
+	}
+	behind := s.missed.drop() // what it has not learned by now is not there any more
 	revocations, complete := s.keys.putBack(set.n)
 	s.putBack.Add(1)
 	s.doubtReplicas()
 	s.log.Error("the database was put back to an earlier state; what this replica has seen revoked stays revoked. "+
 		"Run keystile doctor with the exported audit log to find what the database lacks",
 		slog.Int64("revision", was.n), slog.Int64("applied", applied), slog.Int("revocations", revocations),
-		slog.Bool("all_remembered", complete))
+		slog.Bool("all_remembered", complete && !behind))
 	return set, s.readTables(ctx, tables{true, true, true, true})
+}
+
+// forgotten counts what was learned and found no room any more.
+func (s *Store) forgotten() int64 {
+	_, ofKeys := s.keys.knows()
+	return ofKeys + s.admins.forgotten()
+}
+
+// tellForgotten tells once that not everything that was learned is remembered.
+func (s *Store) tellForgotten() {
+	if n := s.forgotten(); n > 0 && !s.forgottenTold {
+		s.forgottenTold = true
+		s.log.Warn("more has changed than there is room to remember, and the oldest is forgotten: should the database be put back to an "+
+			"earlier state, this replica would not know it any more; run keystile doctor with the exported audit log then",
+			slog.Int64("forgotten", n))
+	}
 }
 
 // doubtReplicas notes that the table lacks replicas that serve, for as long as they may.
@@ -150,13 +172,19 @@ func (s *Store) apply(ctx context.Context, applied int64, set *changeSet) error 
 	if !set.everything {
 		s.keys.apply(set)
 		first := applied == 0
+		if first || set.admins {
+			if err := s.learnAdmins(ctx, applied); err != nil {
+				return err
+			}
+		}
 		return s.readTables(ctx, tables{first || set.callers, first || set.formats, first || set.policy, first || set.shadow})
 	}
-	revoked, err := s.source.revoked(ctx, applied)
-	if err != nil {
+	// First of all nothing older is served. What it was, which may be very much, is learned behind that.
+	s.keys.forget(set.n, set.organizations)
+	s.missed.note(applied)
+	if err := s.learnAdmins(ctx, applied); err != nil {
 		return err
 	}
-	s.keys.forget(set.n, revoked, set.organizations)
 	return s.readTables(ctx, tables{true, true, true, true})
 }
 
