@@ -48,7 +48,8 @@ func (m Metadata) JSON() string {
 	return string(m)
 }
 
-// Organization is a tenant; it owns keys. A read Organization is never changed.
+// Organization is a tenant; it owns keys. A read Organization is immutable and shared by
+// its keys; only its memo is ever set. It must not be copied but by Copy.
 type Organization struct {
 	ID OrganizationID
 	// ExternalID is the adopter's own id; empty when there is none.
@@ -61,6 +62,16 @@ type Organization struct {
 	Suspended bool
 	// Revision is the store's revision that last changed the row.
 	Revision int64
+
+	// Memo is as Key.Memo.
+	Memo atomic.Value
+}
+
+// Copy is the same record for who changes it: without the memo.
+func (o *Organization) Copy() *Organization {
+	return &Organization{
+		ID: o.ID, ExternalID: o.ExternalID, Name: o.Name, Plan: o.Plan, Metadata: o.Metadata, Suspended: o.Suspended, Revision: o.Revision,
+	}
 }
 
 // Key is what a customer's integration presents: an identity that never changes,

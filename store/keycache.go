@@ -42,18 +42,6 @@ func (e *cachedKey) outdated() bool {
 	return e.organization != nil && e.asOf < e.organization.floor.Load()
 }
 
-// recordOverhead is what a record takes beside its texts and lists, cache included:
-// measured, see BenchmarkKeyCache_BytesPerKey.
-const recordOverhead = 720
-
-// bytes is about how much memory the record takes. Organizations are shared and not counted.
-func (e *cachedKey) bytes() uint32 {
-	k, s := e.key, e.secret
-	n := recordOverhead + len(k.ExternalID) + len(k.Name) + len(k.Metadata) + len(s.Hint)
-	n += len(k.Scopes)*16 + len(k.AllowedCIDRs)*32
-	return uint32(n) //nolint:gosec // a record's fields are bounded
-}
-
 // keyCache keeps records by digest. Reads take no lock. It never goes back: a
 // look-up whose snapshot is older than a change that has been applied is refused,
 // so that a slow read cannot put a revoked key's old record back. Safe for
@@ -62,6 +50,7 @@ type keyCache struct {
 	known         *otter.Cache[authz.Digest, *cachedKey]
 	unknown       *otter.Cache[authz.Digest, *cachedKey]
 	organizations *organizationCache
+	weights       weights
 
 	// mu orders insertions against changes; reads do not take it.
 	mu sync.Mutex
@@ -71,14 +60,25 @@ type keyCache struct {
 	recentDigests       map[authz.Digest]int64
 	recentOrganizations map[authz.OrganizationID]int64
 	learned             *learned
-	// bytes bounds known, and what learned keeps.
+	// bytes bounds known with its organizations, and what learned keeps.
 	bytes uint64
 }
 
 func newKeyCache(bytes uint64) (*keyCache, error) {
-	known, err := otter.New(&otter.Options[authz.Digest, *cachedKey]{
+	c := &keyCache{
+		organizations:       newOrganizationCache(),
+		weights:             weights{holders: make(map[*authz.Organization]int)},
+		recentDigests:       make(map[authz.Digest]int64),
+		recentOrganizations: make(map[authz.OrganizationID]int64),
+		learned:             newLearned(),
+		bytes:               bytes,
+	}
+	var err error
+	c.known, err = otter.New(&otter.Options[authz.Digest, *cachedKey]{
 		MaximumWeight: bytes,
 		Weigher:       func(_ authz.Digest, e *cachedKey) uint32 { return e.bytes() },
+		// However it goes, and in the moment when it does.
+		OnAtomicDeletion: func(e otter.DeletionEvent[authz.Digest, *cachedKey]) { c.weights.remove(e.Value) },
 		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[authz.Digest, *cachedKey]) time.Duration {
 			return cachedKeyTTL - cachedKeyTTL/5*time.Duration(e.Key[0])/256
 		}),
@@ -86,20 +86,14 @@ func newKeyCache(bytes uint64) (*keyCache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the key cache: %w", err)
 	}
-	unknown, err := otter.New(&otter.Options[authz.Digest, *cachedKey]{
+	c.unknown, err = otter.New(&otter.Options[authz.Digest, *cachedKey]{
 		MaximumSize:      maxCachedUnknown,
 		ExpiryCalculator: otter.ExpiryWriting[authz.Digest, *cachedKey](cachedUnknownTTL),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the cache of unknown keys: %w", err)
 	}
-	return &keyCache{
-		known: known, unknown: unknown, organizations: newOrganizationCache(),
-		recentDigests:       make(map[authz.Digest]int64),
-		recentOrganizations: make(map[authz.OrganizationID]int64),
-		learned:             newLearned(),
-		bytes:               bytes,
-	}, nil
+	return c, nil
 }
 
 // get returns what is known of a digest, or nil.
@@ -133,7 +127,9 @@ func (c *keyCache) put(d authz.Digest, e *cachedKey) (served *cachedKey, ok bool
 		c.unknown.Set(d, e)
 	default:
 		c.unknown.Invalidate(d)
+		c.weights.add(e)
 		c.known.Set(d, e)
+		c.fit()
 	}
 	return e, true
 }
@@ -215,11 +211,6 @@ func (c *keyCache) knows() (newest, forgotten int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.learned.newest, c.learned.forgotten()
-}
-
-// size tells how many records are in memory, and about how many bytes they take.
-func (c *keyCache) size() (records int, bytes uint64) {
-	return c.known.EstimatedSize(), c.known.WeightedSize()
 }
 
 // close stops what the caches run in the background.

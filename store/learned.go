@@ -236,9 +236,9 @@ func inBoth[T comparable](a, b []T) []T {
 }
 
 func suspended(o *authz.Organization) *authz.Organization {
-	same := *o
+	same := o.Copy()
 	same.Suspended = true
-	return &same
+	return same
 }
 
 // copySecret copies a record without what its user remembers there.

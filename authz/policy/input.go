@@ -13,7 +13,8 @@ import (
 )
 
 // keyMemo is what this room keeps beside a key's record: the halves of the input
-// that follow from the record alone. A record is never changed, so nor is this.
+// that follow from the record alone. A record is never changed, so nor is this. The
+// organization's half is that of all its keys. authz.KeyMemoBytes tells what it takes.
 type keyMemo struct {
 	organization, key *ast.Term
 }
@@ -100,10 +101,27 @@ func (n *names) memo(k *authz.Key) (*keyMemo, error) {
 	)}, nil
 }
 
+// organizationTerm makes the organization's part once for each record: metadata as terms
+// takes some twenty times its text, and an organization may have many keys.
 func (n *names) organizationTerm(o *authz.Organization) (*ast.Term, error) {
 	if o == nil {
 		return nil, errNoOrganization
 	}
+	if term, ok := o.Memo.Load().(*ast.Term); ok {
+		return term, nil
+	}
+	term, err := n.newOrganizationTerm(o)
+	if err != nil {
+		return nil, err
+	}
+	// Of two who make it at once, both use the one that is kept.
+	if !o.Memo.CompareAndSwap(nil, term) {
+		term, _ = o.Memo.Load().(*ast.Term)
+	}
+	return term, nil
+}
+
+func (n *names) newOrganizationTerm(o *authz.Organization) (*ast.Term, error) {
 	metadata, err := n.metadataTerm(o.Metadata)
 	if err != nil {
 		return nil, fmt.Errorf("metadata of the organization: %w", err)

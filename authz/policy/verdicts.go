@@ -10,8 +10,14 @@ import (
 	"github.com/supportstation/keystile/authz"
 )
 
-// maxVerdicts is how many verdicts are remembered, a power of two: some 500 KB.
-const maxVerdicts = 1024
+const (
+	// maxVerdicts is how many verdicts are remembered, a power of two: some 1 MB, and with
+	// the longest of them 5.
+	maxVerdicts = 1024
+	// maxVerdictBytes bounds what is remembered with one. A path has up to 8 KiB, and each of
+	// its segments takes more than its text: one key's would take 75 MB.
+	maxVerdictBytes = 4 << 10
+)
 
 // verdicts remembers verdicts for those who ask the same again: a client that is told to
 // wait and does not, a job that polls. A policy sees its input and its data and nothing
@@ -70,7 +76,7 @@ func (m *verdicts) find(a *asked, segments []string) (v authz.Verdict, ok bool, 
 // keep remembers a verdict that was asked for twice in a row.
 func (m *verdicts) keep(a *asked, segments []string, hash uint64, v authz.Verdict) {
 	i := hash % maxVerdicts
-	if m.last[i].Swap(hash) != hash {
+	if m.last[i].Swap(hash) != hash || bytesOf(a, segments, &v) > maxVerdictBytes {
 		return
 	}
 	// A question's texts are parts of its body, which holds the secret that was presented
@@ -92,6 +98,20 @@ func (m *verdicts) keep(a *asked, segments []string, hash uint64, v authz.Verdic
 	// Whoever appends to a part of it gets a copy.
 	v.Reasons, v.Required, v.Missing, v.Limits = slices.Clip(v.Reasons), slices.Clip(v.Required), slices.Clip(v.Missing), slices.Clip(v.Limits)
 	m.slots[i].Store(&remembered{kept, parts, v})
+}
+
+// bytesOf is about what a verdict and its question take beside the slot's own fields.
+func bytesOf(a *asked, segments []string, v *authz.Verdict) int {
+	const segment, reason, scope, limit = 32, 96, 16, 96
+	n := len(a.method) + len(a.path) + len(a.action) + len(a.environment) + len(a.resource.Type) + len(a.resource.ID) +
+		len(a.resource.Organization) + segment*len(segments) + len(v.Route)
+	for _, s := range segments {
+		n += len(s)
+	}
+	for i := range v.Reasons {
+		n += reason + len(v.Reasons[i].Message)
+	}
+	return n + scope*(len(v.Required)+len(v.Missing)) + limit*len(v.Limits)
 }
 
 // forget lets go of everything, for a new policy.

@@ -1,9 +1,12 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/supportstation/keystile/authz"
@@ -128,5 +131,38 @@ func TestEngine_OnlyDecisionsAreRemembered(t *testing.T) {
 		if _, err := e.Evaluate(t.Context(), k, c); err == nil {
 			t.Error("no decision is one")
 		}
+	}
+}
+
+// The memory is bounded by bytes, whatever paths a client makes up.
+func TestVerdicts_LongQuestionsTakeNoMoreThanTheirBound(t *testing.T) {
+	for name, segments := range map[string]int{"as long as may be": 4000, "just remembered": 100} {
+		m, s, k := newVerdicts(), &Snapshot{}, exampleKey()
+		question := func(i int) *authz.Check {
+			c := exampleCheck("GET", fmt.Sprintf("/%04d", i)+strings.Repeat("/a", segments))
+			c.Segments = strings.Split(c.Path[1:], "/")
+			return c
+		}
+		before := heapNow()
+		for i := range 4 * maxVerdicts {
+			c := question(i)
+			a := askedOf(s, k, c)
+			for range 2 {
+				m.keep(&a, c.Segments, m.hash(&a), authz.Verdict{Allow: true})
+			}
+		}
+		if took := heapNow() - before; took > maxVerdicts*(maxVerdictBytes+1024) {
+			t.Errorf("%s: %d bytes are kept", name, took)
+		}
+		kept := 0
+		for i := range m.slots {
+			if m.slots[i].Load() != nil {
+				kept++
+			}
+		}
+		if short := segments == 100; short != (kept > maxVerdicts/2) {
+			t.Errorf("%s: %d verdicts are remembered", name, kept)
+		}
+		runtime.KeepAlive(m)
 	}
 }

@@ -51,6 +51,13 @@ func (b bulkhead) enter(share time.Duration) (left time.Duration, err error) {
 
 func (b bulkhead) leave() { <-b }
 
+// close waits for whoever is in, and lets nobody in any more.
+func (b bulkhead) close() {
+	for range cap(b) {
+		b <- struct{}{}
+	}
+}
+
 // isOurs tells that a call failed for want of something on our side, or of the time
 // that Redis is entitled to. An overload of ours must not look like an outage.
 func isOurs(err error, given time.Duration) bool {

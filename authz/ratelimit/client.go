@@ -32,8 +32,8 @@ func (quiet) Printf(context.Context, string, ...any) {}
 //nolint:gochecknoglobals // go-redis has one logger for the process
 var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })
 
-// newClient returns a client whose every wait is within the budget, and which
-// never retries: the stand-in is sooner. An error never repeats the URL, which may
+// newClient returns a client whose every wait is within the budget but that for an
+// answer, which is its context's, and which never retries: the stand-in is sooner. An error never repeats the URL, which may
 // hold a password.
 func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 	u, err := url.Parse(text)
@@ -51,7 +51,7 @@ func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 		if err != nil {
 			return nil, errors.New("Redis Cluster URL has a part that go-redis does not accept") //nolint:staticcheck // a name
 		}
-		o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
+		o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = lateFor, budget, budget, budget
 		o.MaxRetries, o.DialerRetries, o.MaxRedirects = -1, 1, 3
 		o.ContextTimeoutEnabled, o.DisableIdentity = true, true
 		o.MaintNotificationsConfig, o.Protocol = unmaintained, resp2
@@ -62,7 +62,7 @@ func newClient(text string, poolSize int) (redis.UniversalClient, error) {
 	if err != nil {
 		return nil, errors.New("Redis URL has a part that go-redis does not accept") //nolint:staticcheck // a name
 	}
-	o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = budget, budget, budget, budget
+	o.ReadTimeout, o.WriteTimeout, o.DialTimeout, o.PoolTimeout = lateFor, budget, budget, budget
 	o.MaxRetries, o.DialerRetries = -1, 1
 	o.ContextTimeoutEnabled, o.DisableIdentity = true, true
 	o.MaintNotificationsConfig, o.Protocol = unmaintained, resp2

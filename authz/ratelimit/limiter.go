@@ -111,6 +111,7 @@ func (l *Limiter) Close() error {
 	if err := l.client.Close(); err != nil {
 		return fmt.Errorf("disconnect from Redis: %w", err)
 	}
+	l.bulkhead.close()
 	return nil
 }
 
@@ -141,12 +142,12 @@ func (l *Limiter) Charge(ctx context.Context, k *authz.Key, limit authz.Limit, c
 		}
 	}
 	bucket := bucketName(k, limit)
-	c, err := l.ask(ctx, bucket, limit.Rate, cost)
+	c, late, err := l.ask(ctx, bucket, limit.Rate, cost)
 	if err != nil {
 		if l.tell(err, bucket) && m != nil {
 			m.forget() // what stands in decides
 		}
-		return l.standIn(bucket, limit.Rate, cost), nil
+		return l.standInFor(late, bucket, limit.Rate, cost), nil
 	}
 	l.breaker.success()
 	l.exact.Add(1)
@@ -160,24 +161,6 @@ func (l *Limiter) Charge(ctx context.Context, k *authz.Key, limit authz.Limit, c
 		m.learn(asked, cost, c)
 	}
 	return c, nil
-}
-
-// ask charges in Redis. A client that goes away does not end the question: the charge
-// may have been taken already, a connection would be lost with it, and many such
-// clients would look like a Redis that does not answer.
-func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int) (authz.Charge, error) {
-	left, err := l.bulkhead.enter(authz.Remaining(ctx, budget))
-	if err != nil {
-		return authz.Charge{}, err
-	}
-	defer l.bulkhead.leave()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), left)
-	defer cancel()
-	c, err := l.askRate(ctx, bucket, r, cost)
-	if err != nil && isOurs(err, left) {
-		return authz.Charge{}, fmt.Errorf("%w: %w", errCrowded, err)
-	}
-	return c, err
 }
 
 // askRate charges once. A bucket that holds something else than redis_rate's own
@@ -264,10 +247,17 @@ func isBadBucket(err error) bool {
 	return strings.Contains(text, "WRONGTYPE") || strings.Contains(text, "user_script") && strings.Contains(text, "bad argument")
 }
 
-// standIn answers in the declared mode.
+// standIn answers in the declared mode, and owes Redis what is admitted.
 func (l *Limiter) standIn(bucket string, r authz.Rate, cost int) authz.Charge {
+	return l.standInFor(nil, bucket, r, cost)
+}
+
+// standInFor stands in for a call to Redis that is late, if any: what is admitted then is
+// owed only when it is known that the call has not charged it.
+func (l *Limiter) standInFor(late *call, bucket string, r authz.Rate, cost int) (c authz.Charge) {
 	l.stoodIn.Add(1)
 	l.lastStoodIn.Store(int64(time.Since(l.made)))
+	defer func() { late.standIn(c.Allowed) }()
 	mode := l.mode
 	if l.client == nil {
 		mode = authz.LimiterLocal // there is nothing that could be away
@@ -278,7 +268,7 @@ func (l *Limiter) standIn(bucket string, r authz.Rate, cost int) authz.Charge {
 	case authz.LimiterClosed:
 		return authz.Charge{Mode: authz.LimiterClosed}
 	}
-	c := l.local.charge(bucket, r, cost)
+	c = l.local.take(bucket, r, cost, late == nil)
 	if l.client != nil {
 		l.wake() // somebody must tell Redis
 	}

@@ -19,6 +19,9 @@ const (
 	maxLocalBuckets = 100_000
 	// maxReplicas bounds what a limit is divided by, so that times stay in 64 bits.
 	maxReplicas = 100
+	// aloneGap is how long nobody may have looked for other replicas: one that is there is
+	// counted for no less (liveFor in store).
+	aloneGap = 2 * time.Second
 	// startShare of a burst is what all stand-ins together start with.
 	startShare = 4
 )
@@ -37,6 +40,8 @@ type local struct {
 	epoch atomic.Int64
 	// alone is since when this replica has been the only one and has forgotten nothing.
 	alone atomic.Int64
+	// looked is when it was last looked whether it is the only one.
+	looked atomic.Int64
 }
 
 func newLocal(clock authz.Clock, replicas func() int, whole bool) (*local, error) {
@@ -88,8 +93,13 @@ func (l *local) share(now int64) int {
 		return 1
 	}
 	n := min(max(l.replicas(), 1), maxReplicas)
-	if n > 1 {
+	looked := l.looked.Load()
+	// An idle replica does not know who was there meanwhile, and what they took.
+	if n > 1 || now-looked > int64(aloneGap) {
 		l.alone.Store(now)
+	}
+	if now-looked > int64(aloneGap/8) || now < looked { // all charges would share the write
+		l.looked.Store(now)
 	}
 	return n
 }
@@ -100,18 +110,24 @@ func (l *local) note(now int64, name string, r authz.Rate, full int64) {
 	l.bucket(name, r).known.Store(full)
 }
 
-// charge takes cost units, as redis_rate's allow_n.lua does.
+// charge takes cost units, and owes them to Redis.
 func (l *local) charge(name string, r authz.Rate, cost int) authz.Charge {
+	return l.take(name, r, cost, true)
+}
+
+// take takes cost units, as redis_rate's allow_n.lua does. Unless they are owed, Redis is
+// not told of them.
+func (l *local) take(name string, r authz.Rate, cost int, owed bool) authz.Charge {
 	now := l.now()
 	n, b := l.share(now), l.bucket(name, r)
-	c := b.charge(l, now, n, cost)
+	c := b.charge(l, now, n, cost, owed)
 	if !l.whole {
 		l.touched.add(b)
 	}
 	return c
 }
 
-func (b *bucket) charge(l *local, now int64, n, cost int) authz.Charge {
+func (b *bucket) charge(l *local, now int64, n, cost int, owed bool) authz.Charge {
 	full := spanOf(b.rate, b.rate.Burst)
 	interval := b.rate.EmissionInterval() * float64(time.Second)
 	increment := int64(min(interval*float64(cost)*float64(n), float64(maxReplicas*366*24*time.Hour)))
@@ -130,7 +146,9 @@ func (b *bucket) charge(l *local, now int64, n, cost int) authz.Charge {
 		return authz.Charge{ResetAfter: time.Duration(from - now), RetryAfter: time.Duration(wait), Mode: authz.LimiterLocal}
 	}
 	b.tat = next
-	b.owe(now, n, full, int64(interval*float64(cost)))
+	if owed {
+		b.owe(now, n, full, int64(interval*float64(cost)))
+	}
 	return authz.Charge{Allowed: true, ResetAfter: time.Duration(next - now), Mode: authz.LimiterLocal}
 }
 

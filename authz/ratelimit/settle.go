@@ -112,8 +112,12 @@ func (l *Limiter) restoreOne(ctx context.Context, b *bucket) error {
 	return err
 }
 
+// takeWithin is longer than a client would wait: nobody waits for the keeper, and what it
+// tells Redis again because an answer was late is charged twice.
+const takeWithin = 5 * budget
+
 func (l *Limiter) takeAtMost(ctx context.Context, b *bucket, units int) (*redis_rate.Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, budget)
+	ctx, cancel := context.WithTimeout(ctx, takeWithin)
 	defer cancel()
 	result, err := l.rate.AllowAtMost(ctx, b.name, rateOf(b.rate), units)
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+
 	"github.com/supportstation/keystile/authz"
 )
 
@@ -106,18 +108,49 @@ func TestLocal_TheOnlyReplicaThatHasSeenAllStartsWithWhatIsThere(t *testing.T) {
 			t.Errorf("%s: %d", name, got)
 		}
 	}
-	clock.advance(time.Hour)
+	busy := func() {
+		for range 120 {
+			clock.advance(time.Second)
+			l.share(clock.Now().UnixNano())
+		}
+	}
+	busy()
 	l.epoch.Add(1)
 	if got := drain([]*local{l}, rate); got != 40 {
 		t.Errorf("alone for a window: %d", got)
 	}
-	clock.advance(time.Hour)
+	busy()
 	l.epoch.Add(1)
 	n = 2
 	l.share(clock.Now().UnixNano())
 	n = 1
 	if got := drain([]*local{l}, rate); got != 10 {
 		t.Errorf("another was there: %d", got)
+	}
+}
+
+// A replica that nobody asked anything does not know who was there, and spent what it is
+// about to admit once more.
+func TestCharge_AnIdleReplicaDoesNotTakeItselfForTheOnlyOne(t *testing.T) {
+	redis, clock, n := miniredis.RunT(t), newFakeClock(), 3
+	redis.SetTime(clock.Now())
+	o := Options{URL: "redis://" + redis.Addr(), Clock: clock, Replicas: func() int { return n }}
+	busy, idle := newLimiter(t, o), newLimiter(t, o)
+	busy.keeper.running.Store(true) // no goroutine
+	idle.keeper.running.Store(true)
+	clock.advance(10 * time.Minute)
+	redis.SetTime(clock.Now())
+	k, limit, admitted := newKey(), perMinute(100), 0
+	for charge(t, busy, k, limit).Allowed {
+		admitted++
+	}
+	redis.SetError("READONLY You can't write against a read only replica.")
+	n = 1 // the others leave
+	for charge(t, idle, k.Copy(), limit).Allowed {
+		admitted++
+	}
+	if admitted < 100 || admitted > 125 {
+		t.Errorf("%d of a burst of 100 are admitted", admitted)
 	}
 }
 
