@@ -48,15 +48,13 @@ func (w *weights) count(e *cachedKey, by int) {
 	defer w.mu.Unlock()
 	was := w.holders[o]
 	w.bytes += own * int64(by)
-	switch now := was + by; {
-	case now == 0:
+	if was+by == 0 {
 		delete(w.holders, o)
 		w.bytes -= organizationBytes(o)
-	default:
-		w.holders[o] = now
-		if was == 0 {
-			w.bytes += organizationBytes(o)
-		}
+		return
+	}
+	if w.holders[o] = was + by; was == 0 {
+		w.bytes += organizationBytes(o)
 	}
 }
 
@@ -106,5 +104,5 @@ func (w *weights) holdersOf(o *authz.Organization) int {
 // size tells how many records are in memory, and about how many bytes they and their
 // organizations take.
 func (c *keyCache) size() (records int, bytes uint64) {
-	return c.known.EstimatedSize(), uint64(max(c.weights.total(), 0)) //nolint:gosec // not below zero
+	return c.known.EstimatedSize(), uint64(max(c.weights.total(), 0))
 }

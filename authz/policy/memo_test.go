@@ -129,5 +129,5 @@ func heapNow() int64 {
 	runtime.GC() // what the first has found to be finalized
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc) //nolint:gosec // a memory's size
+	return int64(m.HeapAlloc)
 }
