@@ -85,13 +85,29 @@ type devInfo struct {
 	OpsURL        string            `json:"ops_url"`
 	AdminToken    string            `json:"admin_token"`
 	Callers       map[string]string `json:"callers"`
-	Organizations map[string]string `json:"organizations"`
-	Keys          map[string]string `json:"keys"`
+	Organizations demoValues        `json:"organizations"`
+	Keys          demoValues        `json:"keys"`
 	SetupURL      *string           `json:"setup_url"`
 	DatabaseURL   string            `json:"database_url"`
 	RedisURL      *string           `json:"redis_url"`
 	Env           map[string]string `json:"env"`
 	PIDs          devPIDs           `json:"pids"`
+}
+
+// demoValues are ids or secrets by their names in the demonstration; "" is null, of what was
+// deleted.
+type demoValues map[string]string
+
+// MarshalJSON implements json.Marshaler.
+func (v demoValues) MarshalJSON() ([]byte, error) {
+	all := make(map[string]*string, len(v))
+	for name, value := range v {
+		all[name] = nil
+		if value != "" {
+			all[name] = &value
+		}
+	}
+	return json.Marshal(all) //nolint:wrapcheck // strings always can
 }
 
 type devPIDs struct {
@@ -240,9 +256,19 @@ func (d *dev) environment() map[string]string {
 // describe fills what dev.json tells. Its env is for a second replica: free ports.
 func (d *dev) describe(env, organizations map[string]string) {
 	env["KEYSTILE_LISTEN"], env["KEYSTILE_OPS_LISTEN"] = "127.0.0.1:0", "127.0.0.1:0"
+	known, keys := make(demoValues), make(demoValues)
+	for name := range demoOrganizations() {
+		known[name] = organizations[name]
+	}
+	for _, k := range demoKeys() {
+		keys[k.name] = ""
+		if known[k.organization] != "" {
+			keys[k.name] = d.secrets.Keys[k.name]
+		}
+	}
 	d.info = devInfo{
 		URL: d.service.url, OpsURL: d.service.opsURL, AdminToken: d.secrets.AdminToken, Callers: d.secrets.Callers,
-		Organizations: organizations, Keys: d.secrets.Keys, DatabaseURL: d.postgres.URL(devDatabase), Env: env,
+		Organizations: known, Keys: keys, DatabaseURL: d.postgres.URL(devDatabase), Env: env,
 		PIDs: devPIDs{Keystile: os.Getpid(), Postgres: d.postgres.PID()},
 	}
 	if d.redis != nil {

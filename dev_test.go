@@ -229,6 +229,57 @@ func TestE2E_DevServesKeepsItsDataAndStopsAllItStarted(t *testing.T) {
 	}
 }
 
+// What of the demonstration somebody deletes must not keep it from starting.
+func TestE2E_DevStartsWithDeletedOrganizationsAndTellsThem(t *testing.T) {
+	dir := devDir(t)
+	stop := func(p *program) {
+		t.Helper()
+		if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		if code := p.wait(t); code != 0 {
+			t.Fatalf("exit code %d: %s", code, p.stderr)
+		}
+	}
+	remove := func(info devInfo, organization string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, info.URL+"/v1/organizations/"+info.Organizations[organization], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+info.AdminToken)
+		response, err := testClient().Do(r)
+		if err != nil || response.StatusCode != http.StatusOK {
+			t.Fatalf("delete %s: %v, %v", organization, response, err)
+		}
+		_ = response.Body.Close()
+	}
+	p, first := startDev(t, dir)
+	remove(first, "acme")
+	stop(p)
+
+	p, second := startDev(t, dir)
+	raw, err := os.ReadFile(filepath.Join(dir, "dev.json"))
+	if err != nil || !strings.Contains(string(raw), `"acme":null`) || !strings.Contains(string(raw), `"acme_live":null`) {
+		t.Errorf("dev.json has no null for what was deleted: %v\n%s", err, raw)
+	}
+	if second.Organizations["globex"] != first.Organizations["globex"] || !mayTicket(t, second, second.Keys["globex_live"]) || mayTicket(t, second, first.Keys["acme_live"]) {
+		t.Errorf("after acme was deleted: %v", second.Organizations)
+	}
+	remove(second, "globex")
+	stop(p)
+
+	p = startProgram(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")
+	banner := ""
+	for !strings.Contains(banner, "Ctrl-C") {
+		banner += p.line(t)
+	}
+	if !strings.Contains(banner, "acme and globex were deleted") || strings.Contains(banner, first.Keys["acme_live"]) || strings.Contains(banner, "curl") {
+		t.Errorf("the banner with nothing left:\n%s", banner)
+	}
+	stop(p)
+}
+
 func TestE2E_DevRecoversFromItsOwnKill(t *testing.T) {
 	dir := devDir(t)
 	p, first := startDev(t, dir)

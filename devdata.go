@@ -113,8 +113,8 @@ func writeByRename(path string, content []byte) error {
 	return nil
 }
 
-// seedDemo writes the demonstration's data, once, and returns its organizations'
-// ids by name. A database that holds anything else is refused.
+// seedDemo writes the demonstration's data, once in a database's life, and returns its
+// organizations' ids by name. One that was deleted since is left out: it stays deleted.
 func seedDemo(ctx context.Context, s *store.Store, secrets devSecrets, format authz.KeyFormat) (map[string]string, error) {
 	ids := make(map[string]string)
 	for name := range demoOrganizations() {
@@ -126,16 +126,44 @@ func seedDemo(ctx context.Context, s *store.Store, secrets devSecrets, format au
 			ids[name] = id.String()
 		}
 	}
-	if len(ids) == len(demoOrganizations()) {
-		return ids, renewDemoAdmin(ctx, s, authz.NewSecret(secrets.AdminToken))
-	}
-	_, err := s.Change(ctx, func(ctx context.Context, c *store.Change) error {
-		return writeDemo(ctx, c, secrets, format, ids)
-	})
+	token := authz.NewSecret(secrets.AdminToken)
+	found, err := s.FindAdmin(ctx, token.Hash())
 	if err != nil {
-		return nil, fmt.Errorf("write the demonstration's data: %w", err)
+		return nil, fmt.Errorf("read the demonstration's data: %w", err)
 	}
-	return ids, nil
+	if len(ids) == 0 && found == nil {
+		written := make(map[string]string)
+		_, err := s.Change(ctx, func(ctx context.Context, c *store.Change) error {
+			return writeDemo(ctx, c, secrets, format, written)
+		})
+		if err == nil {
+			return written, nil
+		}
+		if authz.KindOf(err) != authz.KindConflict { // else all of it was there, and is deleted
+			return nil, fmt.Errorf("write the demonstration's data: %w", err)
+		}
+	}
+	if err := findRenamed(ctx, s, secrets, ids); err != nil {
+		return nil, fmt.Errorf("read the demonstration's data: %w", err)
+	}
+	return ids, renewDemoAdmin(ctx, s, token)
+}
+
+// findRenamed finds, by their keys, organizations that have another external id by now.
+func findRenamed(ctx context.Context, s *store.Store, secrets devSecrets, ids map[string]string) error {
+	for _, k := range demoKeys() {
+		if ids[k.organization] != "" {
+			continue
+		}
+		found, err := s.FindKey(ctx, authz.CallerID{}, authz.NewSecret(secrets.Keys[k.name]).Hash())
+		if err != nil {
+			return err //nolint:wrapcheck // the caller does
+		}
+		if found.Key != nil && found.Key.RevokedAt.IsZero() && found.Key.Organization != nil {
+			ids[k.organization] = found.Key.Organization.ID.String()
+		}
+	}
+	return nil
 }
 
 // renewDemoAdmin gives the demonstration's admin, whose token no one else can renew,

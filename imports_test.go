@@ -38,6 +38,7 @@ const (
 
 	tables   = "github.com/jedib0t/go-pretty"
 	progress = "github.com/schollz/progressbar"
+	terminal = "golang.org/x/term"
 )
 
 // room is what a folder, and those below it without a room of their own, may import.
@@ -73,7 +74,7 @@ func rooms() []room {
 		{path: "sdk/grpcmw", ours: []string{"sdk"}, only: []string{"google.golang.org/grpc"}, reason: "an adapter is the SDK and its framework"},
 		{path: "sdk/echomw", ours: []string{"sdk"}, only: []string{"github.com/labstack/echo"}, reason: "an adapter is the SDK and its framework"},
 		{path: "sdk/admin", ours: []string{"sdk"}, never: []string{gin, opa, sqlx, pq, redis, rate, metrics}, reason: "a client is the SDK and its generator's runtime"},
-		{path: "sdk/cli", ours: []string{"sdk", "sdk/admin"}, only: []string{cobra, yaml, tables, progress}, reason: "what a person asks from a shell, an application can ask with the SDK"},
+		{path: "sdk/cli", ours: []string{"sdk", "sdk/admin"}, only: []string{cobra, yaml, tables, progress, terminal}, reason: "what a person asks from a shell, an application can ask with the SDK"},
 		{path: "sdk/keystiletest", ours: []string{"sdk"}, only: none, reason: "it stands in for the service in the tests of applications"},
 		{path: "sdk/examples", ours: []string{"sdk/..."}, never: []string{opa, redis, rate, cobra}, reason: "the examples show what an application needs, and that is the SDK"},
 	}

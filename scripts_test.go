@@ -28,13 +28,14 @@ import (
 //	recorded N               waits until so many decisions are counted and stored
 //	shadow begun|ended       waits until a policy is asked beside the one in force, or no more
 //	settled                  waits until the policy that was activated last decides
+//	readme SECTION           runs the shell blocks of README.md's section as they are printed
 //	capture NAME PATH        sets $NAME from the last output as JSON; PATH is like items.0.id
 func TestScripts_CommandsDoWhatTheySay(t *testing.T) {
 	bin := programDirectory(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/scripts",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "eventually": eventually, "recorded": recorded, "shadow": shadow, "settled": settled, "capture": capture,
+			"exits": exits, "eventually": eventually, "recorded": recorded, "shadow": shadow, "settled": settled, "readme": readme, "capture": capture,
 		},
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -78,6 +79,11 @@ func setUpScript(t *testing.T, env *testscript.Env, bin string) error {
 		env.Setenv(asProgram, "1")
 	}
 	env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
+	readmeFile, err := filepath.Abs("README.md")
+	if err != nil {
+		return err
+	}
+	env.Setenv("README", readmeFile)
 	env.Setenv("KEYSTILE_URL", s.url)
 	env.Setenv("KEYSTILE_ADMIN_TOKEN", first.Secret.Reveal())
 	return nil
@@ -170,6 +176,31 @@ func settled(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(deadline) {
 			ts.Fatalf("what was activated does not decide")
+		}
+	}
+}
+
+// readme runs what README.md tells people to run, each block in a shell that ends at the first
+// command that fails.
+func readme(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: readme SECTION")
+	}
+	raw, err := os.ReadFile(ts.Getenv("README"))
+	ts.Check(err)
+	_, section, found := strings.Cut(string(raw), "\n## "+args[0]+"\n")
+	if !found {
+		ts.Fatalf("README.md has no section %q", args[0])
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	blocks := strings.Split(section, "```sh\n")[1:]
+	if len(blocks) == 0 {
+		ts.Fatalf("the section %q has no shell block", args[0])
+	}
+	for _, block := range blocks {
+		block, _, _ = strings.Cut(block, "```")
+		if err := ts.Exec("sh", "-e", "-c", block); err != nil {
+			ts.Fatalf("%v, of the commands\n%s", err, block)
 		}
 	}
 }

@@ -271,6 +271,15 @@ func keyState(k *Key, s *KeySecret, now time.Time) (Code, string) {
 	return "", ""
 }
 
+// secretEnded tells whether the presented secret is all that keeps the key from being asked about:
+// it was rotated away or revoked, and the key works with another one.
+func (d *Decision) secretEnded() bool {
+	if d.Key == nil || d.Secret == nil || d.Secret.RevokedAt.IsZero() && !ended(d.Secret.ExpiresAt, d.at) {
+		return false
+	}
+	return d.Key.Asked(d.at)
+}
+
 // Asked tells whether policy is asked about a key at all, with a secret that works.
 func (k *Key) Asked(now time.Time) bool {
 	code, _ := keyState(k, &KeySecret{}, now)

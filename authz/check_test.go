@@ -313,6 +313,41 @@ func TestCheck_UnknownAndMalformedLookTheSameToTheEndClient(t *testing.T) {
 	}
 }
 
+func TestCheck_AnEndedSecretOfAKeyThatWorksSendsTheClientToTheKeysNewestSecret(t *testing.T) {
+	const newest, other = "Use the newest secret of the same key", "Use another key of your organization"
+	now := newWorld().now
+	revokeSecret := func(w *world) { w.found.Secret.RevokedAt = now.Add(-time.Hour) }
+	expireSecret := func(w *world) { w.found.Secret.ExpiresAt = now }
+	expire := func(w *world) { w.found.Key.ExpiresAt = now }
+	revoke := func(w *world) { w.found.Key.RevokedAt = now }
+	disable := func(w *world) { w.found.Key.Disabled = true }
+	for name, c := range map[string]struct {
+		want   string
+		remedy string
+		change []func(*world)
+	}{
+		"rotated, the grace is over":      {newest, "use_newest_secret", []func(*world){expireSecret}},
+		"rotated without a grace":         {newest, "use_newest_secret", []func(*world){revokeSecret}},
+		"the key expired":                 {other, "extend_key", []func(*world){expire}},
+		"the key was revoked":             {other, "use_other_key", []func(*world){revoke}},
+		"secret and key have ended":       {other, "extend_key", []func(*world){expireSecret, expire}},
+		"a secret of a key that is off":   {other, "extend_key", []func(*world){expireSecret, disable}},
+		"revoked secret of a revoked key": {other, "use_other_key", []func(*world){revokeSecret, revoke}},
+	} {
+		w := newWorld()
+		for _, f := range c.change {
+			f(w)
+		}
+		d := w.check(t)
+		if d.Problem == nil || !strings.Contains(d.Problem.Detail, c.want) {
+			t.Errorf("%s: %+v; want %q", name, d.Problem, c.want)
+		}
+		if r := d.stateRemedy(); len(r) != 1 || r[0].Changes[0].Kind != c.remedy {
+			t.Errorf("%s: remedies %+v; want %s", name, r, c.remedy)
+		}
+	}
+}
+
 func TestCheck_ChallengesFollowRFC6750(t *testing.T) {
 	challenge := func(d *Decision) string {
 		for _, h := range d.Headers {

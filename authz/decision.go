@@ -219,6 +219,9 @@ func (c *Checker) problem(d *Decision) *Problem {
 		p.Detail = "The API key is not accepted. Check that it was copied whole and is meant for this API."
 	case CodeKeyRevoked, CodeKeyExpired:
 		p.Detail = d.Reasons[0].Message + " Use another key of your organization, or create one."
+		if d.secretEnded() {
+			p.Detail = d.Reasons[0].Message + " Use the newest secret of the same key; if nobody has it, have the key rotated."
+		}
 	case CodeKeyDisabled:
 		p.Detail = "The API key is disabled. An administrator of your organization can enable it."
 	case CodeOrganizationSuspended:

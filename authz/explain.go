@@ -52,7 +52,7 @@ type Remedy struct {
 type RemedyChange struct {
 	// Kind is stable, for programs: grant_scope, use_environment, ask_environment,
 	// use_own_resource, call_from_allowed_address, call_from_server, use_method, spell_path,
-	// drop_action, add_route, wait, use_other_key, extend_key, enable_key, resume_organization.
+	// drop_action, add_route, wait, use_other_key, use_newest_secret, extend_key, enable_key, resume_organization.
 	Kind string
 	// Message is a sentence for people.
 	Message string
@@ -93,7 +93,7 @@ func (c *Checker) Explain(ctx context.Context, q *Check) (*Explanation, error) {
 	}
 	if !passed {
 		e := d.explanation()
-		e.Remedies = stateRemedy(d.Code)
+		e.Remedies = d.stateRemedy()
 		return e, nil
 	}
 	explained, err := explainer.Explain(ctx, d.Key, q)
@@ -121,13 +121,16 @@ func (d *Decision) explanation() *Explanation {
 }
 
 // stateRemedy is what helps a key that is denied before policy is asked.
-func stateRemedy(code Code) []Remedy {
+func (d *Decision) stateRemedy() []Remedy {
 	change := map[Code]RemedyChange{
 		CodeKeyRevoked:            {Kind: "use_other_key", Message: "Use another key; revoking is for ever."},
 		CodeKeyExpired:            {Kind: "extend_key", Message: "Rotate the key, or give it a later expires_at."},
 		CodeKeyDisabled:           {Kind: "enable_key", Message: "Enable the key."},
 		CodeOrganizationSuspended: {Kind: "resume_organization", Message: "Have the platform resume the organization."},
-	}[code]
+	}[d.Code]
+	if d.secretEnded() {
+		change = RemedyChange{Kind: "use_newest_secret", Message: "Use the newest secret of the same key, or rotate the key once more."}
+	}
 	if change.Kind == "" {
 		return nil
 	}

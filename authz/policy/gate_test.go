@@ -267,6 +267,52 @@ func TestTrial_ARuleThatNobodyAsksIsRefused(t *testing.T) {
 	}
 }
 
+// Whoever mistypes a rule's package, or writes its switch in quotes, takes it for being in force.
+func TestTrial_ARuleThatWouldDenyNothingIsRefusedWithItsPlaceAndWhatToWrite(t *testing.T) {
+	const rule, data = "keystile/rules/bad/bad.rego", "keystile/rules/bad/data.yaml"
+	denying := func(name string) string {
+		return "package " + name + "\n\ndeny contains {\"code\": \"closed\", \"message\": \"Closed.\"} if input.stale\n"
+	}
+	for name, c := range map[string]struct {
+		files map[string]string
+		file  string
+		line  int
+		want  string
+	}{
+		"rule, not rules":          {map[string]string{rule: denying("keystile.rule.bad")}, rule, 1, "write: package keystile.rules.bad"},
+		"the name of another":      {map[string]string{rule: "# a rule\n\n" + denying("keystile.rules.bed")}, rule, 3, "write: package keystile.rules.bad"},
+		"elsewhere, asked by none": {map[string]string{"keystile/more/more.rego": denying("keystile.more")}, "keystile/more/more.rego", 1, "keystile.rules.NAME"},
+		"a string for a switch":    {map[string]string{rule: denying("keystile.rules.bad"), data: "# on\nenabled: \"yes\"\n"}, data, 2, "the string \"yes\"; write enabled: true"},
+		"a number for a switch":    {map[string]string{rule: denying("keystile.rules.bad"), data: "enabled: 1\n"}, data, 1, "the number 1; write enabled: true"},
+		"nothing for a switch":     {map[string]string{rule: denying("keystile.rules.bad"), data: "enabled:\n"}, data, 1, "null; write enabled: true"},
+		"a switch from above": {
+			map[string]string{rule: denying("keystile.rules.bad"), "keystile/rules/data.yaml": "bad:\n  x: 1\n  enabled: [true]\n"},
+			"keystile/rules/data.yaml", 3, "a list; write enabled: true",
+		},
+	} {
+		r := Trial{Candidate: light(t, c.files), CoverageFloor: 1}.Try(t.Context())
+		if r.Passed() || r.Problems[0].File != c.file || r.Problems[0].Line != c.line || !strings.Contains(r.Problems[0].Message, c.want) {
+			t.Errorf("%s: %v; want %s:%d: %s", name, r.Problems, c.file, c.line, c.want)
+		}
+	}
+	for name, files := range map[string]map[string]string{
+		"a helper that a rule asks": {
+			rule:                           "package keystile.rules.bad\n\nimport data.lib\n\ndeny contains {\"code\": \"closed\", \"message\": \"Closed.\"} if lib.closed\n",
+			"lib/lib.rego":                 "package lib\n\nclosed if input.stale\n",
+			"keystile/rules/bad/data.yaml": "enabled: false\n",
+		},
+		"a helper below a rule": {
+			rule:                              "package keystile.rules.bad\n\nimport data.keystile.rules.bad.lib\n\ndeny contains {\"code\": \"closed\", \"message\": \"Closed.\"} if lib.closed\n",
+			"keystile/rules/bad/lib/lib.rego": "package keystile.rules.bad.lib\n\nclosed if input.stale\n",
+		},
+		"data of another kind": {"keystile/admin/more/data.yaml": "enabled: \"yes\"\n"},
+	} {
+		if r := (Trial{Candidate: light(t, files), CoverageFloor: 1}).Try(t.Context()); !r.Passed() {
+			t.Errorf("%s: %v", name, r.Problems)
+		}
+	}
+}
+
 const testedRule = "package keystile.rules.bad_test\n\nimport data.keystile.rules.bad\n\n" +
 	"test_stale_is_denied if count(bad.deny) == 1 with input as {\"stale\": true}\n\n" +
 	"test_fresh_is_not if count(bad.deny) == 0 with input as {\"stale\": false}\n"

@@ -38,7 +38,7 @@ type Snapshot struct {
 	// findings is nil for a policy that judges no evidence; steps are what that is rounded to.
 	findings ast.Body
 	steps    authz.EvidenceSteps
-	// unasked are packages of rules that nobody asks.
+	// unasked are rules that nobody asks, or that are off though they are written as on.
 	unasked []authz.PolicyProblem
 	// findingKinds are those that the data says how much they matter.
 	findingKinds []authz.FindingCode
@@ -91,7 +91,7 @@ func (s *Source) Load(ctx context.Context) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	unasked := whole.unaskedOf(p.live)
+	unasked := slices.Concat(whole.unaskedOf(p.live), switchesOf(s.files))
 	if err := foldConstants(ctx, whole.in(newLane()), p.live); err != nil {
 		return nil, err
 	}

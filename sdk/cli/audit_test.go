@@ -122,6 +122,32 @@ func TestAuditRun_AReportIsWholeOrNotThere(t *testing.T) {
 	}
 }
 
+func TestAuditRun_TheNameOfOutTellsTheFormUnlessItIsGiven(t *testing.T) {
+	for _, c := range []struct{ name, output, want string }{
+		{"o.html", "", "document=html"},
+		{"o.CSV", "", "document=csv"},
+		{"o.sarif", "", "document=sarif"},
+		{"o.json", "", "document=json"},
+		{"o.txt", "", ""},
+		{"html", "", ""},
+		{"o.html", "csv", "document=csv"},
+		{"o.html", "table", ""},
+	} {
+		d := newDesk(t)
+		d.lines(findingsRoute, obj{"text": "x"}, obj{"summary": findingsSummary(0, 0)})
+		args := []string{"audit", "run", "--org", orgID, "--out", filepath.Join(t.TempDir(), c.name)}
+		if c.output != "" {
+			args = append(args, "-o", c.output)
+		}
+		if o := d.run(t, args...); o.code != 0 {
+			t.Errorf("%s: exit %d, %v", c.name, o.code, o.err)
+		}
+		if asked := d.last(t).query; !strings.Contains(asked, c.want) || c.want == "" && strings.Contains(asked, "document") {
+			t.Errorf("%s -o %q: asked %q; want %q", c.name, c.output, asked, c.want)
+		}
+	}
+}
+
 // What is there keeps its kind, its place and its mode.
 func TestAuditRun_OutWritesToWhatIsThere(t *testing.T) {
 	dir := t.TempDir()

@@ -42,6 +42,15 @@ func (f *findingsForm) Set(s string) error {
 // Type names the accepted forms in help texts.
 func (*findingsForm) Type() string { return "table|json|csv|sarif|html" }
 
+// formOfFile is the form that a file's name asks for; a table when it asks for none.
+func formOfFile(name string) findingsForm {
+	switch form := strings.ToLower(strings.TrimPrefix(filepath.Ext(name), ".")); form {
+	case "json", "csv", "sarif", "html":
+		return findingsForm(form)
+	}
+	return tableForm
+}
+
 // auditFlags are those of `audit run`.
 type auditFlags struct {
 	org, key, since, code, severity, failOn, out string
@@ -61,7 +70,7 @@ those that the admin sees. Too little evidence is said to be that, and is never 
 finding.
 
 Exit: 4 when there are findings at or above --fail-on.`,
-		Example: "  keystile audit run --org org_… --since 90d\n  keystile audit run --fail-on high -o sarif --out findings.sarif\n  keystile audit run -o html --out audit.html",
+		Example: "  keystile audit run --org org_… --since 90d\n  keystile audit run --fail-on high --out findings.sarif\n  keystile audit run --out audit.html",
 	}
 	cmd.Flags().StringVar(&f.org, "org", "", "this organization alone, by its id")
 	cmd.Flags().StringVar(&f.key, "key", "", "this key alone, by its id")
@@ -69,9 +78,12 @@ Exit: 4 when there are findings at or above --fail-on.`,
 	cmd.Flags().StringVar(&f.code, "code", "", "only findings of this kind, such as unused_scope")
 	cmd.Flags().StringVar(&f.severity, "severity", "", "only findings that are at least so grave: low, medium or high")
 	cmd.Flags().StringVar(&f.failOn, "fail-on", "", "exit with 4 when a finding is at least so grave: low, medium or high")
-	cmd.Flags().StringVar(&f.out, "out", "", "write to this file in place of standard output")
-	cmd.Flags().VarP(&f.form, "output", "o", "the form")
+	cmd.Flags().StringVar(&f.out, "out", "", "write to this file in place of standard output; .json, .csv, .sarif and .html say the form, too")
+	cmd.Flags().VarP(&f.form, "output", "o", "the form; without it that of the name of --out")
 	return c.reading(cmd, func(ctx context.Context, s *session, _ []string) error {
+		if !s.changed("output") {
+			f.form = formOfFile(f.out)
+		}
 		wanted, err := s.findingsWanted(&f)
 		if err != nil {
 			return err

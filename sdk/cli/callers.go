@@ -125,7 +125,7 @@ func (c Config) callersCreate() *cobra.Command {
 			return err
 		}
 		s.did("create", "created", "caller "+change.Caller.ID)
-		if err := s.handOverCaller(&sink, change); err != nil {
+		if err := s.handOverCaller(&sink, change, reached{}); err != nil {
 			return err
 		}
 		s.next("give it to the service", "KEYSTILE_TOKEN (or KEYSTILE_TOKEN_FILE) in its environment")
@@ -142,17 +142,17 @@ func words[T ~string](given []string) []T {
 	return typed
 }
 
-func (s *session) handOverCaller(sink *secretSink, change *admin.CallerChange) error {
+func (s *session) handOverCaller(sink *secretSink, change *admin.CallerChange, what reached) error {
 	s.warnOfSilence(change.Effective)
 	return s.handOver(sink, issued{
 		secret: &change.Secret, alreadyShown: change.SecretAlreadyShown,
 		noun: "token", rotate: "keystile callers rotate " + change.Caller.ID + " --grace 0",
-	}, change, func(p *page) { s.callerPage(p, change) })
+	}, change, func(p *page) { s.callerPage(p, change, what) })
 }
 
-func (s *session) callerPage(p *page, change *admin.CallerChange) {
+func (s *session) callerPage(p *page, change *admin.CallerChange, what reached) {
 	s.config.caller(p, &change.Caller)
-	p.receipt(change.Effective, "denied", s.config.now())
+	p.receiptOf(change.Effective, what, s.config.now())
 }
 
 func (c Config) callersRotate() *cobra.Command {
@@ -192,7 +192,11 @@ default: --grace 24h is a day, --grace 0 ends the old token at once.
 			return err
 		}
 		s.did("rotate", "rotated", "caller "+args[0])
-		if err := s.handOverCaller(&sink, change); err != nil {
+		told := reached{verb: "old token denied"}
+		if wanted.GraceSeconds > 0 {
+			told = reached{verb: "known", besides: "the old token works until its grace is over"}
+		}
+		if err := s.handOverCaller(&sink, change, told); err != nil {
 			return err
 		}
 		s.next("when the old token ends", "keystile callers get "+args[0])
@@ -211,7 +215,7 @@ func (c Config) callersDelete() *cobra.Command {
 			return err
 		}
 		s.warnOfSilence(change.Effective)
-		if err := s.show(change, func(p *page) { s.callerPage(p, change) }); err != nil {
+		if err := s.show(change, func(p *page) { s.callerPage(p, change, reached{verb: "denied"}) }); err != nil {
 			return err
 		}
 		s.did("delete", "deleted", "caller "+args[0])

@@ -150,6 +150,12 @@ func fix(d *keystile.Decision) string {
 	case keystile.CodeKeyMalformed, keystile.CodeKeyUnknown:
 		return "Compare the key with the one that was shown when it was made; it must be whole, and of this service."
 	case keystile.CodeKeyRevoked, keystile.CodeKeyExpired:
+		// The service knows whether the key has ended or only this secret of it.
+		if p := d.Problem; p != nil && len(d.Reasons) > 0 {
+			if told, ok := strings.CutPrefix(p.Detail, d.Reasons[0].Message+" "); ok && told != "" {
+				return told
+			}
+		}
 		return "Use another key of the organization, or create one."
 	case keystile.CodeKeyDisabled:
 		return "Have an owner or developer of the organization enable the key."

@@ -127,12 +127,12 @@ func number(n int) string { return strconv.Itoa(n) }
 
 func (s *session) keyChanged(change *admin.KeyChange, verb string) error {
 	s.warnOfSilence(change.Effective)
-	return s.show(change, func(p *page) { s.keyPage(p, change, verb) })
+	return s.show(change, func(p *page) { s.keyPage(p, change, reached{verb: verb}) })
 }
 
-func (s *session) keyPage(p *page, change *admin.KeyChange, verb string) {
+func (s *session) keyPage(p *page, change *admin.KeyChange, what reached) {
 	s.config.key(p, &change.Key)
-	p.receipt(change.Effective, verb, s.config.now())
+	p.receiptOf(change.Effective, what, s.config.now())
 }
 
 func (c Config) keysDisable() *cobra.Command {

@@ -156,6 +156,27 @@ func TestKeys_RotateTellsHowToEndTheOldSecret(t *testing.T) {
 	}
 }
 
+func TestKeys_RotationsReceiptSaysThatTheOldSecretIsDeniedOnlyWhenItIs(t *testing.T) {
+	two := with(keyDocument(), obj{"secrets": []obj{
+		{"id": newID, "hint": "n", "created_at": "2026-10-20T12:00:00Z", "expires_at": nil, "last_used_at": nil},
+		{"id": oldID, "hint": "o", "created_at": "2026-10-18T12:00:00Z", "expires_at": "2026-10-21T12:00:00Z", "last_used_at": nil},
+	}})
+	for _, c := range []struct {
+		grace     string
+		key       obj
+		want, not string
+	}{
+		{"24h", two, "effective     known on 1 of 1 replica after 41 ms; the old secret works until 2026-10-21 12:00:00Z (in 24 hours)\n", "denied"},
+		{"0", keyDocument(), "effective     old secret denied on 1 of 1 replica after 41 ms\n", "works until"},
+	} {
+		d := newDesk(t)
+		d.reply("POST /v1/keys/{key}/rotate", keyChange(obj{"secret": newSecret, "key": c.key, "effective": receipt(1, 1)}))
+		if o := d.run(t, "keys", "rotate", keyID, "--grace", c.grace); !strings.Contains(o.out, c.want) || strings.Contains(o.out, c.not) {
+			t.Errorf("--grace %s prints\n%s\nwant %q", c.grace, o.out, c.want)
+		}
+	}
+}
+
 func TestKeys_RotateWithinAGraceNamesTheFlag(t *testing.T) {
 	d := newDesk(t)
 	d.refuse("POST /v1/keys/{key}/rotate", 409, "rotation_in_progress")

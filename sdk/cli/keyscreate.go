@@ -85,7 +85,7 @@ func (c Config) keysCreate() *cobra.Command {
 			return err
 		}
 		s.did("create", "created", "key "+change.Key.ID)
-		if err := s.handOverKey(&sink, change, ""); err != nil {
+		if err := s.handOverKey(&sink, change, func(*admin.Key) reached { return reached{} }); err != nil {
 			return err
 		}
 		s.next("try it", "keystile check GET /PATH --key-file FILE")
@@ -116,10 +116,10 @@ func (s *session) keyWanted(f *keyFlags) (admin.KeyCreate, error) {
 	return wanted, nil
 }
 
-func (s *session) handOverKey(sink *secretSink, change *admin.KeyChange, verb string) error {
+func (s *session) handOverKey(sink *secretSink, change *admin.KeyChange, what func(*admin.Key) reached) error {
 	s.warnOfSilence(change.Effective)
 	return s.handOver(sink, issued{
 		secret: &change.Secret, alreadyShown: change.SecretAlreadyShown,
 		noun: "secret", rotate: "keystile keys rotate " + change.Key.ID + " --grace 0",
-	}, change, func(p *page) { s.keyPage(p, change, verb) })
+	}, change, func(p *page) { s.keyPage(p, change, what(&change.Key)) })
 }

@@ -60,12 +60,25 @@ func (c Config) keysRotate() *cobra.Command {
 			return adviseOnRotation(err)
 		}
 		s.did("rotate", "rotated", "key "+args[0])
-		if err := s.handOverKey(&sink, change, "denied"); err != nil {
+		if err := s.handOverKey(&sink, change, s.rotationReached); err != nil {
 			return err
 		}
 		s.afterRotation(&change.Key)
 		return nil
 	})
+}
+
+// rotationReached is what replicas do that know of a rotation: they deny the old secret, or, for
+// its grace, both work.
+func (s *session) rotationReached(k *admin.Key) reached {
+	if len(k.Secrets) < 2 {
+		return reached{verb: "old secret denied"}
+	}
+	until := "until it is revoked"
+	if end := k.Secrets[1].ExpiresAt; end != nil {
+		until = "until " + moment(*end, s.config.now())
+	}
+	return reached{verb: "known", besides: "the old secret works " + until}
 }
 
 // adviseOnRotation knows the one conflict that has a flag.

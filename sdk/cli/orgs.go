@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -190,13 +191,23 @@ func (s *session) updateOrganization(ctx context.Context, org string, wanted adm
 }
 
 func (c Config) orgsDelete() *cobra.Command {
+	var yes bool
 	cmd := &cobra.Command{
 		Use: "delete ORG", Short: "Delete an organization: its keys and admins are revoked for ever", Args: cobra.ExactArgs(1),
+		Long: `Delete an organization: its keys and admins are revoked for ever, and its trail is kept.
+
+Where standard input is a terminal, the organization's name or id is asked for first; --yes leaves that out.`,
 		Example: "  keystile orgs delete org_… --dry-run",
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "ask nothing, also on a terminal")
 	return c.changing(cmd, func(ctx context.Context, s *session, args []string) error {
 		if err := checkID("ORG", "org", args[0]); err != nil {
 			return err
+		}
+		if !yes && !s.dryRun && asksAPerson(s.cmd.InOrStdin()) {
+			if err := s.confirmDeletion(ctx, args[0]); err != nil {
+				return err
+			}
 		}
 		change, err := s.client.DeleteOrganization(ctx, args[0], s.options()...)
 		if err != nil {
@@ -209,6 +220,23 @@ func (c Config) orgsDelete() *cobra.Command {
 		s.next("its trail is kept", "keystile audit-log list --org "+args[0])
 		return nil
 	})
+}
+
+// confirmDeletion has the person type which organization is meant.
+func (s *session) confirmDeletion(ctx context.Context, org string) error {
+	o, err := s.client.GetOrganization(ctx, org)
+	if err != nil {
+		return err
+	}
+	s.say("Deleting the organization %s (%s) revokes all its keys and admins for ever.", o.Name, o.ID)
+	typed, err := s.ask(ctx, "Type its name or id to go on: ")
+	if err != nil {
+		return err
+	}
+	if typed != o.Name && typed != o.ID {
+		return usage(errors.New("that is neither its name nor its id; nothing was deleted"))
+	}
+	return nil
 }
 
 func metadataFlags(cmd *cobra.Command, pairs *[]string, document *string) {

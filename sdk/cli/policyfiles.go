@@ -57,6 +57,9 @@ func readPolicy(dir string) (map[string]string, error) {
 		files[name] = string(content)
 		return nil
 	})
+	if inside := filepath.Join(dir, "policies"); err != nil && isFolder(inside) && isThere(filepath.Join(dir, "capabilities.json")) {
+		return nil, fmt.Errorf("%s is what `keystile policy export` wrote, with capabilities.json and schemas for the stock opa; the policy is a folder in it: give %s", dir, inside)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the policy in %s: %w", dir, err)
 	}
@@ -69,6 +72,11 @@ func readPolicy(dir string) (map[string]string, error) {
 func isFolder(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
+}
+
+func isThere(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func linksToFolder(root fs.FS, name string, entry fs.DirEntry) bool {

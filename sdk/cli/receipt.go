@@ -10,10 +10,21 @@ import (
 // receipt tells how far a change that takes rights away has got, such as "denied
 // on 3 of 3 replicas after 41 ms"; nothing when there is none.
 func (p *page) receipt(e *admin.Effective, verb string, now time.Time) {
+	p.receiptOf(e, reached{verb: verb}, now)
+}
+
+// reached is what a receipt says of the replicas that have applied a change, and what else is
+// true from then on, "" for nothing.
+type reached struct{ verb, besides string }
+
+func (p *page) receiptOf(e *admin.Effective, what reached, now time.Time) {
 	if e == nil {
 		return
 	}
-	line := fmt.Sprintf("%s on %d of %s after %d ms", verb, e.Acknowledged, plural(int64(e.Replicas), "replica"), e.WithinMs)
+	line := fmt.Sprintf("%s on %d of %s after %d ms", what.verb, e.Acknowledged, plural(int64(e.Replicas), "replica"), e.WithinMs)
+	if what.besides != "" {
+		line += "; " + what.besides
+	}
 	if e.Replicas == 0 {
 		line = "no replica is live"
 	}

@@ -35,6 +35,8 @@ const (
 	looksEach = 10 * time.Second
 	// acceptFile names, one a line, the tests of the policy in force that may fail.
 	acceptFile = ".accept-removed-tests"
+	// exportedPolicies is where in a folder `keystile policy export` writes the policy.
+	exportedPolicies = "policies"
 	// mountLink is what Kubernetes swaps when a mounted ConfigMap changes.
 	mountLink = "..data"
 )
@@ -79,6 +81,10 @@ func (d *Directory) Read(ctx context.Context) Version {
 	fsys := os.DirFS(root)
 	source, err := policy.ReadSource(ctx, fsys)
 	if err != nil {
+		if holdsExport(root) {
+			err = fmt.Errorf("%s is what `keystile policy export` wrote, with capabilities.json and schemas for the stock opa; the policy is a folder in it: give %s",
+				d.path, filepath.Join(d.path, exportedPolicies))
+		}
 		return Version{Err: err}
 	}
 	accepted, err := readAccepted(fsys)
@@ -86,6 +92,16 @@ func (d *Directory) Read(ctx context.Context) Version {
 		return Version{Err: err}
 	}
 	return Version{Source: source, AcceptRemoved: accepted}
+}
+
+// holdsExport tells whether a folder is what `keystile policy export` wrote a policy into.
+func holdsExport(root string) bool {
+	inside, err := os.Stat(filepath.Join(root, exportedPolicies))
+	if err != nil || !inside.IsDir() {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(root, "capabilities.json"))
+	return err == nil
 }
 
 // root is the folder itself, without the links that lead to it: all of a version is read
