@@ -114,6 +114,11 @@ func (s *service) start(ctx context.Context, cfg Config, log *slog.Logger) error
 	if err != nil {
 		return configError(err)
 	}
+	// Nothing waits for Redis, and a wrong address would be told by the first checks alone.
+	if err := tryThrice(func() error { return s.limiter.Ping(ctx) }); err != nil {
+		log.Warn("Redis does not answer at the start; limits are stood in for until it does",
+			slog.String("mode", string(cfg.OnLimiterOutage)), slog.Any("error", err))
+	}
 	recorders := []authz.DecisionRecorder{s.store}
 	if s.decisions, err = newDecisionLog(cfg, engine, log); err != nil {
 		return err
@@ -208,6 +213,16 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 }
 
 // loadTLS reads certificate, key and client authorities; nil without a certificate.
+// tryThrice is for what may take longer the first time, such as a connection.
+func tryThrice(do func() error) (err error) {
+	for range 3 {
+		if err = do(); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
 func loadTLS(cfg Config) (*tls.Config, error) {
 	if cfg.TLSCert == "" {
 		return nil, nil //nolint:nilnil // plain HTTP is an answer

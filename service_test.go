@@ -377,6 +377,27 @@ func TestE2E_RedisMayGoAndComeBack(t *testing.T) {
 	}
 }
 
+// A Redis that is away at the start, or a wrong address of it, is told before any check meets it.
+func TestE2E_ARedisThatIsAwayAtTheStartIsTold(t *testing.T) {
+	env := testEnvironment(t)
+	env["KEYSTILE_REDIS_URL"] = "redis://:hunter2@127.0.0.1:1"
+	cfg, err := configFromEnvironment(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	s, err := startService(t.Context(), cfg, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	if got := said.String(); !strings.Contains(got, "Redis does not answer") || !strings.Contains(got, "127.0.0.1:1") || strings.Contains(got, "hunter2") {
+		t.Errorf("it says %q", got)
+	}
+}
+
 // Postgres goes: known keys are served and unknown ones cannot be decided; that is
 // never remembered as unknown.
 func TestE2E_PostgresMayGoAndComeBack(t *testing.T) {

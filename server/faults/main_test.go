@@ -110,12 +110,49 @@ type trial struct {
 
 	mu      sync.Mutex
 	figures []figure
+	// unmeasured tells that something failed that is no figure.
+	unmeasured bool
 }
 
 // figure is something that was measured.
 type figure struct {
 	text string
 	kept bool
+	// timed tells that a busy machine could spoil it.
+	timed bool
+}
+
+// Errorf, Error, Fatalf and Fatal are the test's own, of what is no figure: the row could not
+// be measured as a whole.
+
+func (t *trial) Errorf(format string, args ...any) {
+	t.Helper()
+	t.fails()
+	t.T.Errorf(format, args...)
+}
+
+func (t *trial) Error(args ...any) {
+	t.Helper()
+	t.fails()
+	t.T.Error(args...)
+}
+
+func (t *trial) Fatalf(format string, args ...any) {
+	t.Helper()
+	t.fails()
+	t.T.Fatalf(format, args...)
+}
+
+func (t *trial) Fatal(args ...any) {
+	t.Helper()
+	t.fails()
+	t.T.Fatal(args...)
+}
+
+func (t *trial) fails() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unmeasured = true
 }
 
 // attempt tries a row and keeps what it measured.
@@ -132,8 +169,8 @@ func attempt(t *testing.T, r row) {
 	// Registered first, so that it runs last: servers have ended and logs are read.
 	t.Cleanup(func() {
 		if tr.full {
-			if t.Failed() && !slices.ContainsFunc(tr.figures, func(f figure) bool { return !f.kept }) {
-				tr.figures = append(tr.figures, figure{"could not be measured", false})
+			if tr.unmeasured || t.Failed() && !slices.ContainsFunc(tr.figures, func(f figure) bool { return !f.kept }) {
+				tr.figures = append(tr.figures, figure{text: "could not be measured"})
 			}
 			outcome := outcome{r, tr.figures}
 			measured.add(outcome)
@@ -147,37 +184,37 @@ func attempt(t *testing.T, r row) {
 // judged in both forms.
 func (t *trial) exact(kept bool, format string, args ...any) {
 	t.Helper()
-	t.state(kept, true, format, args...)
+	t.state(figure{kept: kept}, true, format, args...)
 }
 
 // timed states a figure that a busy machine could spoil. It is judged in the full form.
 func (t *trial) timed(kept bool, format string, args ...any) {
 	t.Helper()
-	t.state(kept, t.full, format, args...)
+	t.state(figure{kept: kept, timed: true}, t.full, format, args...)
 }
 
 // missing states a promise that cannot be measured because nothing of it is built. It
 // breaks the full form.
 func (t *trial) missing(format string, args ...any) {
 	t.Helper()
-	t.state(false, t.full, format, args...)
+	t.state(figure{}, t.full, format, args...)
 }
 
-func (t *trial) state(kept, judged bool, format string, args ...any) {
+func (t *trial) state(f figure, judged bool, format string, args ...any) {
 	t.Helper()
-	text := fmt.Sprintf(format, args...)
+	f.text = fmt.Sprintf(format, args...)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if f := (figure{text, kept}); !slices.Contains(t.figures, f) { // what holds of each replica is told once
+	if !slices.Contains(t.figures, f) { // what holds of each replica is told once
 		t.figures = append(t.figures, f)
 	}
 	switch {
-	case kept:
-		t.Log(text)
+	case f.kept:
+		t.Log(f.text)
 	case judged:
-		t.Errorf("BROKEN: %s", text)
+		t.T.Errorf("BROKEN: %s", f.text)
 	default:
-		t.Logf("not judged here: %s", text)
+		t.Logf("not judged here: %s", f.text)
 	}
 }
 
