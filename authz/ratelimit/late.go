@@ -58,6 +58,10 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 	if err != nil {
 		return authz.Charge{}, nil, err
 	}
+	if l.sinceMade() >= l.lateUntil.Load() {
+		c, err := l.askPlainly(ctx, left, bucket, r, cost)
+		return c, nil, err
+	}
 	c := &call{done: make(chan struct{}), admitted: make(chan bool, 1)}
 	go l.carryOut(context.WithoutCancel(ctx), c, bucket, r, cost) // Close waits for its place
 	timer := time.NewTimer(left)
@@ -66,6 +70,7 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 	case <-c.done:
 	case <-timer.C:
 		if c.left.CompareAndSwap(false, true) {
+			l.expectLate()
 			late, err = c, errLate
 			break
 		}
@@ -81,6 +86,32 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 		return authz.Charge{}, late, err
 	}
 	return c.charge, nil, nil
+}
+
+// lateAgain is for how long after a late answer more of them are expected.
+const lateAgain = 10 * time.Second
+
+// expectLate has calls be carried out beside those who ask: that costs some microseconds each, and
+// is not done while Redis answers in time.
+func (l *Limiter) expectLate() { l.lateUntil.Store(l.sinceMade() + int64(lateAgain)) }
+
+func (l *Limiter) sinceMade() int64 { return int64(time.Since(l.made)) }
+
+// askPlainly charges while no answer is late. The first ones that are late, no more than there are
+// places, are owed whatever Redis did: what is charged too much is bounded by that.
+func (l *Limiter) askPlainly(ctx context.Context, left time.Duration, bucket string, r authz.Rate, cost int) (authz.Charge, error) {
+	defer l.bulkhead.leave()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), left)
+	defer cancel()
+	c, err := l.askRate(ctx, bucket, r, cost)
+	if err == nil {
+		return c, nil
+	}
+	l.expectLate()
+	if isOurs(err, left) {
+		err = fmt.Errorf("%w: %w", errCrowded, err)
+	}
+	return authz.Charge{}, err
 }
 
 // carryOut charges, and brings the books in order when nobody has waited for it.

@@ -60,6 +60,8 @@ type Limiter struct {
 	// lastStoodIn is how long after made a charge was last stood in for; 0 is never.
 	made        time.Time
 	lastStoodIn atomic.Int64
+	// lateUntil is until when, after made, late answers are expected.
+	lateUntil atomic.Int64
 	// lastFailed is the bucket whose charge failed last.
 	lastFailed atomic.Pointer[string]
 
