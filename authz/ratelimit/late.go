@@ -29,8 +29,9 @@ var errLate = fmt.Errorf("ask Redis: no answer yet: %w", context.DeadlineExceede
 //	has denied     owe                       nothing
 //	never answers  owe                       nothing
 //
-// Only what is in the last line can be charged twice, by a Redis that was paused for longer
-// than lateFor. A call keeps its place in the bulkhead until its answer is there or is given
+// That costs each call some microseconds, and is done only while answers are late: the first
+// of them are owed whatever Redis did, see askPlainly. Beyond those only what is in the last line
+// can be charged twice, by a Redis that was paused for longer than lateFor. A call keeps its place in the bulkhead until its answer is there or is given
 // up, so these are no more than there are places; and three of them open the breaker.
 type call struct {
 	charge authz.Charge
@@ -80,10 +81,7 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 		err = c.err
 	}
 	if err != nil {
-		if isOurs(err, left) {
-			err = fmt.Errorf("%w: %w", errCrowded, err)
-		}
-		return authz.Charge{}, late, err
+		return authz.Charge{}, late, crowded(err, left)
 	}
 	return c.charge, nil, nil
 }
@@ -91,8 +89,7 @@ func (l *Limiter) ask(ctx context.Context, bucket string, r authz.Rate, cost int
 // lateAgain is for how long after a late answer more of them are expected.
 const lateAgain = 10 * time.Second
 
-// expectLate has calls be carried out beside those who ask: that costs some microseconds each, and
-// is not done while Redis answers in time.
+// expectLate has calls be carried out beside those who ask, for a while.
 func (l *Limiter) expectLate() { l.lateUntil.Store(l.sinceMade() + int64(lateAgain)) }
 
 func (l *Limiter) sinceMade() int64 { return int64(time.Since(l.made)) }
@@ -108,10 +105,15 @@ func (l *Limiter) askPlainly(ctx context.Context, left time.Duration, bucket str
 		return c, nil
 	}
 	l.expectLate()
+	return authz.Charge{}, crowded(err, left)
+}
+
+// crowded tells of a failure whether it was ours, in a call that was given so much time.
+func crowded(err error, left time.Duration) error {
 	if isOurs(err, left) {
-		err = fmt.Errorf("%w: %w", errCrowded, err)
+		return fmt.Errorf("%w: %w", errCrowded, err)
 	}
-	return authz.Charge{}, err
+	return err
 }
 
 // carryOut charges, and brings the books in order when nobody has waited for it.

@@ -258,7 +258,7 @@ func (l *Limiter) standIn(bucket string, r authz.Rate, cost int) authz.Charge {
 // owed only when it is known that the call has not charged it.
 func (l *Limiter) standInFor(late *call, bucket string, r authz.Rate, cost int) (c authz.Charge) {
 	l.stoodIn.Add(1)
-	l.lastStoodIn.Store(int64(time.Since(l.made)))
+	l.lastStoodIn.Store(l.sinceMade())
 	defer func() { late.standIn(c.Allowed) }()
 	mode := l.mode
 	if l.client == nil {
